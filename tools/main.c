@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * main.c - the cmoe program: which verb is meant, help, version.
+ *
+ * Errors go to stderr as "cmoe: <what>: <why>", stdout is empty on failure; exit statuses are in
+ * report.h.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "cmoe/base.h"
+#include "report.h"
+#include "verbs.h"
+
+typedef struct verb {
+    const option_verb *about;
+    int (*run)(int argc, char **argv);
+} verb;
+
+static const verb verbs[] = {
+    {&bench_layer_verb, bench_layer_main},
+    {&demo_verb, demo_main},
+    {&doctor_verb, doctor_main},
+};
+enum { VERBS = sizeof verbs / sizeof verbs[0] };
+
+static void help(FILE *to)
+{
+    fprintf(to,
+            "cmoe %s - Mixture-of-Experts layers: exact, fast, the same bits everywhere\n\n"
+            "Examples:\n"
+            "  cmoe demo                   see a layer work, in about ten seconds\n"
+            "  cmoe doctor                 what this machine has, and whether all is well\n"
+            "  cmoe bench layer --help     flags and examples of one verb\n\n"
+            "Verbs:\n",
+            cmoe_version());
+    for (int i = 0; i < VERBS; i++)
+        fprintf(to, "  %-18s  %s\n", verbs[i].about->name, verbs[i].about->summary);
+    fprintf(to, "  %-18s  %s\n  %-18s  %s\n", "help [VERB]", "show this text, or that of a verb",
+            "--version", "show the version");
+    fprintf(to, "\nEvery verb: --help --json --quiet --threads N --isa LEVEL --device cpu\n"
+                "Exit status: 0 done, 1 failure, 2 wrong flag, 4 out of memory, 130 cancelled\n");
+}
+
+/* How many of argv make up the name of this verb; 0 when it is another one. */
+static int matches(const option_verb *about, int argc, char **argv)
+{
+    const char *name = about->name;
+    int used = 0;
+    while (*name) {
+        const size_t length = strcspn(name, " ");
+        if (used == argc || strlen(argv[used]) != length || strncmp(argv[used], name, length) != 0)
+            return 0;
+        used++;
+        name += length + (name[length] == ' ');
+    }
+    return used;
+}
+
+static const verb *find(int argc, char **argv, int *used)
+{
+    for (int i = 0; i < VERBS; i++) {
+        *used = matches(verbs[i].about, argc, argv);
+        if (*used) return &verbs[i];
+    }
+    return NULL;
+}
+
+/* Nothing of that name: the verb that was meant, if one is near. */
+static int unknown(int argc, char **argv)
+{
+    const char *names[VERBS + 1];
+    char given[64];
+    for (int i = 0; i < VERBS; i++)
+        names[i] = verbs[i].about->name;
+    names[VERBS] = NULL;
+    snprintf(given, sizeof given, "%.24s%s%.24s", argv[0], argc > 1 && argv[1][0] != '-' ? " " : "",
+             argc > 1 && argv[1][0] != '-' ? argv[1] : "");
+    const char *near = options_nearest(given, names);
+    if (!near) near = options_nearest(argv[0], names);
+    if (near) return report_fail(EXIT_USAGE, given, "unknown verb, did you mean `cmoe %s`?", near);
+    return report_fail(EXIT_USAGE, given, "unknown verb, see `cmoe help`");
+}
+
+/* Help of one verb, or of the program. */
+static int print_help(const option_verb *about)
+{
+    report r;
+    const int status = report_begin(&r);
+    if (status) return status;
+    if (about)
+        options_help(about, r.to);
+    else
+        help(r.to);
+    return report_end(&r, 0);
+}
+
+static int print_version(void)
+{
+    report r;
+    const int status = report_begin(&r);
+    if (status) return status;
+    fprintf(r.to, "cmoe %s\n", cmoe_version());
+    return report_end(&r, 0);
+}
+
+static bool is_help(const char *arg)
+{
+    return !strcmp(arg, "--help") || !strcmp(arg, "-h");
+}
+
+int main(int argc, char **argv)
+{
+    int used;
+    argc--;
+    argv++;
+    if (argc == 0) {
+        help(stderr);
+        return EXIT_USAGE;
+    }
+    if (!strcmp(argv[0], "--version")) return print_version();
+    const bool asked = !strcmp(argv[0], "help") || is_help(argv[0]);
+    if (asked && argc == 1) return print_help(NULL);
+    argc -= asked;
+    argv += asked;
+    const verb *v = find(argc, argv, &used);
+    if (!v) return unknown(argc, argv);
+    for (int i = used; i < argc; i++) {
+        if (is_help(argv[i])) return print_help(v->about);
+    }
+    return asked ? print_help(v->about) : v->run(argc - used, argv + used);
+}

@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * options.c - flags of a verb: parsing, error texts, --help, all from one table.
+ *
+ * Own parser instead of getopt_long: it takes `--name value` and `--name=value`, no abbreviations
+ * (a script must not break when a flag is added), and every error can name the flag, the bad value
+ * and what is accepted, and suggest the flag that was meant.
+ */
+#include "options.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "report.h"
+
+enum { WIDTH = 80, HELP_COLUMN = 22, MOST_OPTIONS = 64 };
+
+const char *const option_devices[] = {"cpu", NULL};
+const char *const option_comms[] = {"auto", "self", NULL};
+const char *const option_isas[] = {"ref", "avx2", "avx512", "avx512_vnni", "avx512_bf16", NULL};
+
+/* ---- the nearest name ------------------------------------------------------------------------ */
+
+static int least_of(int a, int b, int c)
+{
+    const int ab = a < b ? a : b;
+    return ab < c ? ab : c;
+}
+
+/* Levenshtein distance, one row of the table at a time. */
+static int distance(const char *a, const char *b)
+{
+    enum { MOST = 64 };
+    int row[MOST + 1];
+    const size_t length = strlen(b);
+    if (length > MOST || strlen(a) > MOST) return MOST;
+    for (size_t j = 0; j <= length; j++)
+        row[j] = (int)j;
+    for (size_t i = 1; a[i - 1]; i++) {
+        int diagonal = row[0];
+        row[0] = (int)i;
+        for (size_t j = 1; j <= length; j++) {
+            const int above = row[j];
+            row[j] = least_of(above + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1]));
+            diagonal = above;
+        }
+    }
+    return row[length];
+}
+
+const char *options_nearest(const char *text, const char *const *names)
+{
+    const char *best = NULL;
+    int least = 0;
+    for (; *names; names++) {
+        /* The beginning of a longer name is nearest, as in --tok. */
+        const bool begins = strlen(text) >= 2 && !strncmp(text, *names, strlen(text));
+        const int d = begins ? 0 : distance(text, *names);
+        if (d <= 1 + (int)strlen(*names) / 3 && (!best || d < least)) {
+            best = *names;
+            least = d;
+        }
+    }
+    return best;
+}
+
+/* ---- parsing --------------------------------------------------------------------------------- */
+
+/* What a flag accepts, for --help and error texts. */
+static void accepted(const option *o, char *text, size_t size)
+{
+    text[0] = '\0';
+    switch (o->type) {
+    case OPTION_INT:
+        snprintf(text, size, "%.0f to %.0f", o->least, o->most);
+        break;
+    case OPTION_INTS:
+        snprintf(text, size, "%.0f to %.0f, separated by commas", o->least, o->most);
+        break;
+    case OPTION_FLOAT:
+        snprintf(text, size, "%g to %g", o->least, o->most);
+        break;
+    case OPTION_CHOICE:
+        snprintf(text, size, "one of:");
+        for (int i = 0; o->choices[i]; i++) {
+            const size_t used = strlen(text);
+            snprintf(text + used, size - used, " %s", o->choices[i]);
+        }
+        break;
+    case OPTION_FLAG:
+    case OPTION_TEXT:
+        snprintf(text, size, "%s", o->argument ? o->argument : "no value");
+        break;
+    }
+}
+
+static int bad_value(const option *o, const char *value, const char *why)
+{
+    char flag[64], want[256];
+    snprintf(flag, sizeof flag, "--%s", o->name);
+    accepted(o, want, sizeof want);
+    return report_fail(EXIT_USAGE, flag, "\"%.80s\" %s, want %s", value, why, want);
+}
+
+static int missing(const option *o, const char *why)
+{
+    char flag[64], want[256];
+    snprintf(flag, sizeof flag, "--%s", o->name);
+    accepted(o, want, sizeof want);
+    return report_fail(EXIT_USAGE, flag, "%s, want %s", why, want);
+}
+
+/* One whole number up to `end`; false when it is none. */
+static bool read_int(const char *text, const char **end, int64_t *out)
+{
+    char *stop;
+    errno = 0;
+    const long long v = strtoll(text, &stop, 10);
+    *end = stop;
+    *out = v;
+    return stop != text && errno == 0 && *text != ' ';
+}
+
+static bool in_range(const option *o, double v)
+{
+    return v >= o->least && v <= o->most; /* false for NaN */
+}
+
+static int read_ints(const option *o, const char *value, option_ints *out)
+{
+    out->n = 0;
+    for (const char *p = value;; p++) {
+        int64_t v;
+        if (!read_int(p, &p, &v) || (*p && *p != ','))
+            return bad_value(o, value, "is not a list of whole numbers");
+        if (!in_range(o, (double)v)) return bad_value(o, value, "is out of range");
+        if (out->n == OPTION_INTS_MAX) return bad_value(o, value, "has more than 64 numbers");
+        out->v[out->n++] = v;
+        if (!*p) return 0;
+    }
+}
+
+static int read_choice(const option *o, const char *value, const char **out)
+{
+    for (int i = 0; o->choices[i]; i++) {
+        if (!strcmp(o->choices[i], value)) {
+            *out = o->choices[i];
+            return 0;
+        }
+    }
+    return bad_value(o, value, "is unknown");
+}
+
+static int set_value(const option *o, const char *value, void *values)
+{
+    void *field = (char *)values + o->offset;
+    const char *end;
+    char *stop;
+    switch (o->type) {
+    case OPTION_FLAG:
+        *(bool *)field = true;
+        return 0;
+    case OPTION_INT:
+        if (!read_int(value, &end, field) || *end)
+            return bad_value(o, value, "is not a whole number");
+        return in_range(o, (double)*(int64_t *)field) ? 0 : bad_value(o, value, "is out of range");
+    case OPTION_INTS:
+        return read_ints(o, value, field);
+    case OPTION_FLOAT:
+        *(double *)field = strtod(value, &stop);
+        if (stop == value || *stop) return bad_value(o, value, "is not a number");
+        return in_range(o, *(double *)field) ? 0 : bad_value(o, value, "is out of range");
+    case OPTION_TEXT:
+        *(const char **)field = value;
+        return 0;
+    case OPTION_CHOICE:
+        return read_choice(o, value, field);
+    }
+    return 0;
+}
+
+/* The row of `--name` or `--name=value`, or -1 after an error text. */
+static int find(const option_verb *verb, const char *arg)
+{
+    const char *names[MOST_OPTIONS + 1];
+    char given[64];
+    const size_t length = strcspn(arg, "=");
+    int n = 0;
+    for (; verb->options[n].name; n++) {
+        names[n] = verb->options[n].name;
+        if (strlen(names[n]) + 2 == length && !strncmp(names[n], arg + 2, length - 2)) return n;
+    }
+    names[n] = NULL;
+    snprintf(given, sizeof given, "%.*s", (int)length, arg);
+    const char *near = length > 2 ? options_nearest(given + 2, names) : NULL;
+    report_fail(EXIT_USAGE, given, "unknown flag of `cmoe %s`, %s%s%s", verb->name,
+                near ? "did you mean --" : "see cmoe ", near ? near : verb->name,
+                near ? "?" : " --help");
+    return -1;
+}
+
+static int check_required(const option_verb *verb, const bool *given)
+{
+    for (int i = 0; verb->options[i].name; i++) {
+        const option *o = &verb->options[i];
+        if (o->required && !given[i]) return missing(o, "is needed");
+    }
+    return 0;
+}
+
+int options_parse(const option_verb *verb, int argc, char **argv, void *values)
+{
+    bool given[MOST_OPTIONS] = {false};
+    for (int i = 0; verb->options[i].name; i++) {
+        const option *o = &verb->options[i];
+        if (o->initial && set_value(o, o->initial, values)) return EXIT_USAGE;
+    }
+    for (int i = 0; i < argc; i++) {
+        if (strncmp(argv[i], "--", 2) != 0 || !argv[i][2])
+            return report_fail(EXIT_USAGE, argv[i], "`cmoe %s` takes flags only, see --help",
+                               verb->name);
+        const int found = find(verb, argv[i]);
+        if (found < 0) return EXIT_USAGE;
+        const option *o = &verb->options[found];
+        const char *value = strchr(argv[i], '=');
+        if (o->type == OPTION_FLAG) {
+            if (value) return bad_value(o, value + 1, "was given");
+        } else if (value) {
+            value++;
+        } else if (i + 1 < argc && strncmp(argv[i + 1], "--", 2) != 0) {
+            value = argv[++i];
+        } else {
+            return missing(o, "has no value");
+        }
+        const int bad = set_value(o, value, values);
+        if (bad) return bad;
+        given[found] = true;
+    }
+    return check_required(verb, given);
+}
+
+/* ---- help ------------------------------------------------------------------------------------ */
+
+void options_wrap(FILE *to, const char *text, int indent, int column)
+{
+    bool first = true; /* of its line */
+    for (; column < indent; column++)
+        fputc(' ', to);
+    while (*text) {
+        const int length = (int)strcspn(text, " \n");
+        if (!first && column + 1 + length > WIDTH) {
+            fprintf(to, "\n%*s", indent, "");
+            column = indent;
+            first = true;
+        }
+        column += fprintf(to, "%s%.*s", first ? "" : " ", length, text);
+        first = false;
+        text += length;
+        if (*text == '\n') {
+            fprintf(to, "\n%*s", indent, "");
+            column = indent;
+            first = true;
+        }
+        if (*text) text++;
+    }
+    fputc('\n', to);
+}
+
+static void help_option(FILE *to, const option *o)
+{
+    char text[512];
+    int column =
+        fprintf(to, "  --%s%s%s", o->name, o->argument ? " " : "", o->argument ? o->argument : "");
+    if (column > HELP_COLUMN - 2) {
+        fputc('\n', to);
+        column = 0;
+    }
+    size_t used = (size_t)snprintf(text, sizeof text, "%s", o->help);
+    if (o->type != OPTION_FLAG && o->type != OPTION_TEXT) {
+        char want[256];
+        accepted(o, want, sizeof want);
+        used += (size_t)snprintf(text + used, sizeof text - used, "; %s", want);
+    }
+    if (o->initial) snprintf(text + used, sizeof text - used, " (default %s)", o->initial);
+    options_wrap(to, text, HELP_COLUMN, column);
+}
+
+void options_help(const option_verb *verb, FILE *to)
+{
+    fprintf(to, "cmoe %s - %s\n\nExamples:\n%s\nUsage:\n", verb->name, verb->summary,
+            verb->examples);
+    char usage[512];
+    size_t used = (size_t)snprintf(usage, sizeof usage, "cmoe %s", verb->name);
+    for (const option *o = verb->options; o->name; o++) {
+        if (o->required)
+            used += (size_t)snprintf(usage + used, sizeof usage - used, " --%s %s", o->name,
+                                     o->argument);
+    }
+    snprintf(usage + used, sizeof usage - used, " [flags]");
+    options_wrap(to, usage, 2, 0);
+    fprintf(to, "\nFlags:\n");
+    for (const option *o = verb->options; o->name; o++)
+        help_option(to, o);
+    if (verb->text) {
+        fputc('\n', to);
+        options_wrap(to, verb->text, 0, 0);
+    }
+}

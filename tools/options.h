@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * options.h - the one table from which a verb's flags are parsed and its --help is written.
+ *
+ * A verb describes its flags once, as rows of option; each row says where in the verb's own struct
+ * the value goes.  Defaults are texts and run through the same parser as what the user typed.
+ */
+#ifndef TOOLS_OPTIONS_H
+#define TOOLS_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+typedef enum option_type {
+    OPTION_FLAG,   /* bool; takes no value */
+    OPTION_INT,    /* int64_t */
+    OPTION_INTS,   /* option_ints, separated by commas */
+    OPTION_FLOAT,  /* double */
+    OPTION_TEXT,   /* const char * */
+    OPTION_CHOICE, /* const char *, one of `choices` */
+} option_type;
+
+enum { OPTION_INTS_MAX = 64 };
+typedef struct option_ints {
+    int64_t n, v[OPTION_INTS_MAX];
+} option_ints;
+
+typedef struct option {
+    const char *name;     /* without the dashes */
+    const char *argument; /* what stands for the value in --help; NULL for a flag */
+    option_type type;
+    size_t offset;       /* of the field in the verb's struct */
+    const char *initial; /* default, as the user would type it; NULL: zero, nothing to show */
+    double least, most;  /* range of INT, INTS (each) and FLOAT */
+    const char *const *choices; /* ends in NULL */
+    bool required;
+    const char *help;
+} option;
+
+/* The flags that every verb has; put OPTIONS_COMMON(struct) at the end of its table, and a field
+ * `common_options common` into its struct. */
+typedef struct common_options {
+    bool help, json, quiet; /* help: main.c answers it before the verb is called */
+    int64_t threads;
+    const char *device, *isa, *comm;
+} common_options;
+
+extern const char *const option_devices[], *const option_isas[], *const option_comms[];
+
+#define OPTIONS_COMMON(owner)                                                               \
+    {.name = "threads",                                                                     \
+     .argument = "N",                                                                       \
+     .type = OPTION_INT,                                                                    \
+     .initial = "0",                                                                        \
+     .offset = offsetof(owner, common.threads),                                             \
+     .most = 4096,                                                                          \
+     .help = "threads to work with; 0: one for every CPU this process may use"},            \
+        {.name = "isa",                                                                     \
+         .argument = "LEVEL",                                                               \
+         .type = OPTION_CHOICE,                                                             \
+         .choices = option_isas,                                                            \
+         .offset = offsetof(owner, common.isa),                                             \
+         .help = "use no newer instructions than these; without it, the best of this CPU"}, \
+        {.name = "device",                                                                  \
+         .argument = "NAME",                                                                \
+         .type = OPTION_CHOICE,                                                             \
+         .choices = option_devices,                                                         \
+         .offset = offsetof(owner, common.device),                                          \
+         .initial = "cpu",                                                                  \
+         .help = "where to compute"},                                                       \
+        {.name = "comm",                                                                    \
+         .argument = "NAME",                                                                \
+         .type = OPTION_CHOICE,                                                             \
+         .choices = option_comms,                                                           \
+         .offset = offsetof(owner, common.comm),                                            \
+         .initial = "auto",                                                                 \
+         .help = "how ranks talk; this version knows one rank, itself"},                    \
+        {.name = "json",                                                                    \
+         .type = OPTION_FLAG,                                                               \
+         .offset = offsetof(owner, common.json),                                            \
+         .help = "print one JSON object on stdout, and nothing else"},                      \
+        {.name = "quiet",                                                                   \
+         .type = OPTION_FLAG,                                                               \
+         .offset = offsetof(owner, common.quiet),                                           \
+         .help = "no progress on stderr"},                                                  \
+        {.name = "help",                                                                    \
+         .type = OPTION_FLAG,                                                               \
+         .offset = offsetof(owner, common.help),                                            \
+         .help = "show this text"},                                                         \
+    {                                                                                       \
+        .name = NULL                                                                        \
+    }
+
+/* Everything that --help says about a verb. */
+typedef struct option_verb {
+    const char *name;     /* "bench layer" */
+    const char *summary;  /* one line, no full stop */
+    const char *examples; /* lines, each ending in a newline */
+    const char *text;     /* paragraphs behind the flags; may be NULL */
+    const option *options;
+} option_verb;
+
+/* Fills the zeroed struct `values` from argv.  0, or 2 after saying on stderr what was wrong. */
+int options_parse(const option_verb *verb, int argc, char **argv, void *values);
+
+void options_help(const option_verb *verb, FILE *to);
+
+/* `text` in words, lines of at most 80 columns, each after `indent` blanks; the first one continues
+ * a line that has `column` characters already. */
+void options_wrap(FILE *to, const char *text, int indent, int column);
+
+/* The name nearest to `text`, or NULL when none is near.  `names` ends in NULL. */
+const char *options_nearest(const char *text, const char *const *names);
+
+#endif

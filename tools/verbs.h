@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * verbs.h - what the program can do; each verb is one file and one row of the table in main.c.
+ */
+#ifndef TOOLS_VERBS_H
+#define TOOLS_VERBS_H
+
+#include "options.h"
+
+/* A verb gets the arguments behind its name, prints its own errors and returns the exit status. */
+extern const option_verb bench_layer_verb, doctor_verb, demo_verb;
+int bench_layer_main(int argc, char **argv);
+int doctor_main(int argc, char **argv);
+int demo_main(int argc, char **argv);
+
+#endif
