@@ -40,7 +40,8 @@ typedef struct forward {
     char *x_rows;             /* [R] prepared rows of x */
     char *h_rows;             /* [R] prepared rows of h */
     float *x_scale, *h_scale; /* [R], int8 */
-    float *h_full;            /* [R, I] before quantising, int8 */
+    float *h_full;            /* [R, h_full_stride] before quantising, int8 */
+    int64_t h_full_stride;    /* I, rounded up so that rows begin on a cache line */
     struct task {
         float *row; /* [max(H, I)] */
         cmoei_panel_scratch panel13, panel2;
@@ -66,8 +67,8 @@ static void carve(forward *f, cmoei_carver *c, int64_t rows)
     f->x_scale = cmoei_carve_array(c, rows, sizeof *f->x_scale);
     f->h_scale = cmoei_carve_array(c, rows, sizeof *f->h_scale);
     if (int8(e)) {
-        const int64_t row = cmoei_round_up(e->inter * (int64_t)sizeof(float), CMOEI_ALIGN);
-        f->h_full = cmoei_carve_array(c, rows, row);
+        f->h_full_stride = cmoei_round_up(e->inter, CMOEI_ALIGN / (int64_t)sizeof *f->h_full);
+        f->h_full = cmoei_carve_array(c, rows, f->h_full_stride * (int64_t)sizeof *f->h_full);
     }
     f->tasks = cmoei_carve_array(c, threads, sizeof *f->tasks);
     for (int64_t i = 0; i < threads; i++) {
@@ -82,8 +83,7 @@ static void carve(forward *f, cmoei_carver *c, int64_t rows)
 
 static float *h_full_row(const forward *f, int64_t row)
 {
-    return f->h_full + row * (cmoei_round_up(f->e->inter * (int64_t)sizeof(float), CMOEI_ALIGN) /
-                              (int64_t)sizeof(float));
+    return f->h_full + row * f->h_full_stride;
 }
 
 /* ---- prepare --------------------------------------------------------------------------------- */

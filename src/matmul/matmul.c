@@ -133,6 +133,32 @@ int64_t cmoei_blocks_list(const cmoe_groups *g, cmoei_block *blocks)
     return n;
 }
 
+/* Tokens are brought to the rows that row_of names and rows are read where slots says: were they not
+ * each other's inverse, two tasks could fill one row and nobody another. */
+static cmoe_status check_inverse(const cmoe_groups *g, int64_t slots, int64_t rows, cmoe_error *err)
+{
+    for (int64_t i = 0; i < slots; i++) {
+        const int32_t r = g->row_of[i];
+        if (r < -1 || r >= rows)
+            return cmoei_fail(err, CMOE_ERR_RANGE,
+                              "groups.row_of[%" PRId64 "] = %d, want -1 <= row < %" PRId64, i, r,
+                              rows);
+        if (r >= 0 && g->slots[r] != i)
+            return cmoei_fail(err, CMOE_ERR_RANGE,
+                              "groups.row_of[%" PRId64
+                              "] = %d but groups.slots[%d] = %d, want %" PRId64,
+                              i, r, r, g->slots[r], i);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        if (g->slots[r] >= 0 && g->row_of[g->slots[r]] != r)
+            return cmoei_fail(err, CMOE_ERR_RANGE,
+                              "groups.slots[%" PRId64
+                              "] = %d but groups.row_of[%d] = %d, want %" PRId64,
+                              r, g->slots[r], g->slots[r], g->row_of[g->slots[r]], r);
+    }
+    return CMOE_OK;
+}
+
 cmoe_status cmoei_groups_check(const cmoe_groups *g, int64_t experts, cmoe_error *err)
 {
     int64_t slots;
@@ -150,10 +176,11 @@ cmoe_status cmoei_groups_check(const cmoe_groups *g, int64_t experts, cmoe_error
     if (!g->first || (slots > 0 && !g->row_of) || (g->capacity > 0 && !g->slots))
         return cmoei_fail(err, CMOE_ERR_ARG, "groups: an array is NULL, want those of cmoe_align");
     for (int64_t e = 0; e <= experts; e++) {
-        if (g->first[e] < (e ? g->first[e - 1] : 0) || g->first[e] > g->capacity)
+        const bool starts = e > 0 || g->first[0] == 0;
+        if (!starts || g->first[e] < (e ? g->first[e - 1] : 0) || g->first[e] > g->capacity)
             return cmoei_fail(err, CMOE_ERR_RANGE,
                               "groups.first[%" PRId64 "] = %" PRId64
-                              ", want ascending rows up to %" PRId64 " (capacity)",
+                              ", want ascending rows from 0 up to %" PRId64 " (capacity)",
                               e, g->first[e], g->capacity);
     }
     for (int64_t r = 0, e = 0; r < g->first[experts]; r++) {
@@ -170,13 +197,7 @@ cmoe_status cmoei_groups_check(const cmoe_groups *g, int64_t experts, cmoe_error
                               "padding behind its rows",
                               r, g->slots[r]);
     }
-    for (int64_t i = 0; i < slots; i++) {
-        if (g->row_of[i] < -1 || g->row_of[i] >= g->first[experts])
-            return cmoei_fail(err, CMOE_ERR_RANGE,
-                              "groups.row_of[%" PRId64 "] = %d, want -1 <= row < %" PRId64, i,
-                              g->row_of[i], g->first[experts]);
-    }
-    return CMOE_OK;
+    return check_inverse(g, slots, g->first[experts], err);
 }
 
 cmoe_status cmoei_check_filled(const cmoe_view *v, const char *name, int64_t rows, cmoe_error *err)

@@ -61,25 +61,22 @@ CMOEI_INLINE void cmoei_fetch(const char **ahead, int64_t step)
     case n:                         \
         tile(t, n);                 \
         break
+#define CMOEI_TILE_CASES_6(tile, t) \
+    CMOEI_TILE_CASE(tile, t, 1);    \
+    CMOEI_TILE_CASE(tile, t, 2);    \
+    CMOEI_TILE_CASE(tile, t, 3);    \
+    CMOEI_TILE_CASE(tile, t, 4);    \
+    CMOEI_TILE_CASE(tile, t, 5);    \
+    CMOEI_TILE_CASE(tile, t, 6)
 #define CMOEI_TILE_SWITCH_6(tile, t, rows) \
     switch (rows) {                        \
-        CMOEI_TILE_CASE(tile, t, 1);       \
-        CMOEI_TILE_CASE(tile, t, 2);       \
-        CMOEI_TILE_CASE(tile, t, 3);       \
-        CMOEI_TILE_CASE(tile, t, 4);       \
-        CMOEI_TILE_CASE(tile, t, 5);       \
-        CMOEI_TILE_CASE(tile, t, 6);       \
+        CMOEI_TILE_CASES_6(tile, t);       \
     default:                               \
         CMOE_ASSERT(!"rows");              \
     }
 #define CMOEI_TILE_SWITCH_12(tile, t, rows) \
     switch (rows) {                         \
-        CMOEI_TILE_CASE(tile, t, 1);        \
-        CMOEI_TILE_CASE(tile, t, 2);        \
-        CMOEI_TILE_CASE(tile, t, 3);        \
-        CMOEI_TILE_CASE(tile, t, 4);        \
-        CMOEI_TILE_CASE(tile, t, 5);        \
-        CMOEI_TILE_CASE(tile, t, 6);        \
+        CMOEI_TILE_CASES_6(tile, t);        \
         CMOEI_TILE_CASE(tile, t, 7);        \
         CMOEI_TILE_CASE(tile, t, 8);        \
         CMOEI_TILE_CASE(tile, t, 9);        \

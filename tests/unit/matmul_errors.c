@@ -258,10 +258,13 @@ static void bad_groups(void **state)
     SPOILT(g.g.row_of = NULL, CMOE_ERR_ARG, "groups: an array is NULL");
     SPOILT(g.g.slots = NULL, CMOE_ERR_ARG, "groups: an array is NULL");
     SPOILT(g.first[0] = -1, CMOE_ERR_RANGE,
-           "groups.first[0] = -1, want ascending rows up to 8 (capacity)");
-    SPOILT(g.first[1] = 9, CMOE_ERR_RANGE, "groups.first[1] = 9, want ascending rows up to 8");
-    SPOILT(g.first[2] = 3, CMOE_ERR_RANGE, "groups.first[2] = 3, want ascending rows up to 8");
-    SPOILT(g.g.capacity = 7, CMOE_ERR_RANGE, "groups.first[2] = 8, want ascending rows up to 7");
+           "groups.first[0] = -1, want ascending rows from 0 up to 8 (capacity)");
+    SPOILT(g.first[1] = 9, CMOE_ERR_RANGE,
+           "groups.first[1] = 9, want ascending rows from 0 up to 8");
+    SPOILT(g.first[2] = 3, CMOE_ERR_RANGE,
+           "groups.first[2] = 3, want ascending rows from 0 up to 8");
+    SPOILT(g.g.capacity = 7, CMOE_ERR_RANGE,
+           "groups.first[2] = 8, want ascending rows from 0 up to 7");
     SPOILT(g.slots[2] = -2, CMOE_ERR_RANGE,
            "groups.slots[2] = -2, want -1 <= slot < 6 (tokens * topk)");
     SPOILT(g.slots[5] = 6, CMOE_ERR_RANGE,
@@ -271,10 +274,19 @@ static void bad_groups(void **state)
     SPOILT(g.slots[7] = 4, CMOE_ERR_RANGE, "groups.slots[7] = 4 behind padding");
     SPOILT(g.row_of[3] = 8, CMOE_ERR_RANGE, "groups.row_of[3] = 8, want -1 <= row < 8");
     SPOILT(g.row_of[3] = -2, CMOE_ERR_RANGE, "groups.row_of[3] = -2, want -1 <= row < 8");
+    /* Rows that nobody would fill, or two tasks at once. */
+    SPOILT(g.first[0] = 1, CMOE_ERR_RANGE, "groups.first[0] = 1, want ascending rows from 0");
+    SPOILT(g.row_of[2] = 0, CMOE_ERR_RANGE, "groups.row_of[2] = 0 but groups.slots[0] = 0, want 2");
+    SPOILT(g.row_of[2] = 7, CMOE_ERR_RANGE,
+           "groups.row_of[2] = 7 but groups.slots[7] = -1, want 2");
+    SPOILT(g.row_of[2] = -1, CMOE_ERR_RANGE,
+           "groups.slots[1] = 2 but groups.row_of[2] = -1, want 1");
+    SPOILT(g.slots[1] = 0, CMOE_ERR_RANGE, "groups.row_of[2] = 1 but groups.slots[1] = 0, want 2");
     /* An output over the arrays that say where it goes. */
     SPOILT(g.out.data = g.first, CMOE_ERR_ARG, "out overlaps groups.first in memory");
     SPOILT((g.out.data = g.row_of + 1, g.out.dtype = CMOE_BF16, g.o.out_grouped = 1,
-            g.first[1] = g.first[2] = 1, g.out.dims[0] = 1, memset(g.row_of, 0, sizeof g.row_of)),
+            g.first[1] = g.first[2] = 1, g.out.dims[0] = 1, memset(g.row_of, 0xff, sizeof g.row_of),
+            g.row_of[0] = 0),
            CMOE_ERR_ARG, "out overlaps groups.row_of in memory");
     SPOILT((g.out.data = g.slots + 7, g.out.dtype = CMOE_BF16), CMOE_ERR_ARG,
            "out overlaps groups.slots in memory");
