@@ -12,6 +12,14 @@
 
 #include "cmoe/base.h"
 
+/* Internal functions that libcmoe_engine calls carry this: cmoei_f, exported as cmoe_priv_f.  They
+ * may change with every version; the engine refuses a libcmoe of another one (cmoei_core_version). */
+#define CMOEI_STRING_(x) #x
+#define CMOEI_STRING(x)  CMOEI_STRING_(x)
+#define CMOE_PRIV(name)                                             \
+    __asm__(CMOEI_STRING(__USER_LABEL_PREFIX__) "cmoe_priv_" #name) \
+        __attribute__((visibility("default")))
+
 #define CMOEI_PRINTF(f, a) __attribute__((format(printf, f, a)))
 #define CMOEI_MIN(a, b)    ((a) < (b) ? (a) : (b))
 #define CMOEI_MAX(a, b)    ((a) > (b) ? (a) : (b))
@@ -27,8 +35,11 @@
 
 /* ---- errors: who finds one writes the text, callers pass it on ------------------------------- */
 
-cmoe_status cmoei_fail(cmoe_error *err, cmoe_status status, const char *format, ...)
+cmoe_status cmoei_fail(cmoe_error *err, cmoe_status status, const char *format, ...) CMOE_PRIV(fail)
     CMOEI_PRINTF(3, 4);
+
+/* The full version of this build of libcmoe. */
+const char *cmoei_core_version(void) CMOE_PRIV(core_version);
 
 #define CMOEI_TRY(call)                                 \
     do {                                                \
@@ -40,20 +51,22 @@ cmoe_status cmoei_fail(cmoe_error *err, cmoe_status status, const char *format, 
  * of an older header are shorter; of a newer one longer, then the part that is unknown here must be
  * zero. */
 cmoe_status cmoei_options_read(void *dst, size_t dst_size, const void *src, const char *what,
-                               cmoe_error *err);
-void cmoei_options_write(void *dst, size_t dst_size, const void *src, size_t src_size);
+                               cmoe_error *err) CMOE_PRIV(options_read);
+void cmoei_options_write(void *dst, size_t dst_size, const void *src, size_t src_size)
+    CMOE_PRIV(options_write);
 
 /* Name of a value in a list, for "want one of: a b c".  -1 when it is not there. */
-int32_t cmoei_name_find(const char *const *names, int32_t n, const char *name);
+int32_t cmoei_name_find(const char *const *names, int32_t n, const char *name) CMOE_PRIV(name_find);
 
 /* 0 or 1, so that other values can come to mean something. */
-cmoe_status cmoei_check_flag(int32_t value, const char *name, cmoe_error *err);
+cmoe_status cmoei_check_flag(int32_t value, const char *name, cmoe_error *err)
+    CMOE_PRIV(check_flag);
 
 /* ---- sizes ----------------------------------------------------------------------------------- */
 
 /* Both false on overflow or a negative factor; `out` is then untouched. */
-bool cmoei_mul(int64_t a, int64_t b, int64_t *out);
-bool cmoei_add(int64_t a, int64_t b, int64_t *out);
+bool cmoei_mul(int64_t a, int64_t b, int64_t *out) CMOE_PRIV(mul);
+bool cmoei_add(int64_t a, int64_t b, int64_t *out) CMOE_PRIV(add);
 static inline int64_t cmoei_ceil_div(int64_t a, int64_t b)
 {
     return a / b + (a % b != 0);
@@ -83,14 +96,16 @@ typedef struct cmoei_want {
 
 /* Checks rank, dtype, dims, strides, sizes and device (host only here).  Data may be NULL only when
  * there are no elements. */
-cmoe_status cmoei_check_in(const cmoe_view *v, const cmoei_want *want, cmoe_error *err);
-cmoe_status cmoei_check_out(const cmoe_view_mut *v, const cmoei_want *want, cmoe_error *err);
+cmoe_status cmoei_check_in(const cmoe_view *v, const cmoei_want *want, cmoe_error *err)
+    CMOE_PRIV(check_in);
+cmoe_status cmoei_check_out(const cmoe_view_mut *v, const cmoei_want *want, cmoe_error *err)
+    CMOE_PRIV(check_out);
 /* `out` may not share an address with `in`; views without elements never do. */
 cmoe_status cmoei_check_apart(const cmoe_view_mut *out, const char *out_name, const cmoe_view *in,
-                              const char *in_name, cmoe_error *err);
+                              const char *in_name, cmoe_error *err) CMOE_PRIV(check_apart);
 /* A tensor may not lie in what a call may carve. */
 cmoe_status cmoei_check_scratch(const cmoe_arena *scratch, const cmoe_view *v, const char *name,
-                                cmoe_error *err);
+                                cmoe_error *err) CMOE_PRIV(check_scratch);
 static inline bool cmoei_given(const cmoe_view *v)
 {
     return v->dtype != 0 || v->data != NULL;
@@ -100,28 +115,32 @@ static inline const char *cmoei_name(const char *name, const char *fallback)
     return name ? name : fallback;
 }
 /* Rows [begin, begin + count) of a checked view; nothing of one that is not given. */
-cmoe_view cmoei_rows_of(cmoe_view v, int64_t begin, int64_t count);
-cmoe_view_mut cmoei_rows_of_mut(cmoe_view_mut v, int64_t begin, int64_t count);
+cmoe_view cmoei_rows_of(cmoe_view v, int64_t begin, int64_t count) CMOE_PRIV(rows_of);
+cmoe_view_mut cmoei_rows_of_mut(cmoe_view_mut v, int64_t begin, int64_t count)
+    CMOE_PRIV(rows_of_mut);
 int64_t cmoei_elements(const cmoe_view *v); /* of a checked view */
 /* Address of element (i, j, 0, ...) of a checked view. */
-const void *cmoei_at(const cmoe_view *v, int64_t i, int64_t j);
-void *cmoei_at_mut(const cmoe_view_mut *v, int64_t i, int64_t j);
+const void *cmoei_at(const cmoe_view *v, int64_t i, int64_t j) CMOE_PRIV(at);
+void *cmoei_at_mut(const cmoe_view_mut *v, int64_t i, int64_t j) CMOE_PRIV(at_mut);
 
 /* ---- number formats -------------------------------------------------------------------------- */
 
 /* n elements, `stride` elements apart, at any address, to and from contiguous float32.  Packed
  * formats are not rows of values: use cmoe_convert. */
-void cmoei_load_f32(float *dst, const void *src, int32_t dtype, int64_t stride, int64_t n);
-void cmoei_store_f32(void *dst, int32_t dtype, int64_t stride, const float *src, int64_t n);
-int64_t cmoei_load_index(const void *src, int32_t dtype); /* one i32 or i64 at any address */
+void cmoei_load_f32(float *dst, const void *src, int32_t dtype, int64_t stride, int64_t n)
+    CMOE_PRIV(load_f32);
+void cmoei_store_f32(void *dst, int32_t dtype, int64_t stride, const float *src, int64_t n)
+    CMOE_PRIV(store_f32);
+int64_t cmoei_load_index(const void *src, int32_t dtype)
+    CMOE_PRIV(load_index); /* one i32 or i64 at any address */
 
 float cmoei_f16_to_f32(uint16_t h);
 uint16_t cmoei_f32_to_f16(float f);
-float cmoei_f8e4m3_to_f32(uint8_t b);
+float cmoei_f8e4m3_to_f32(uint8_t b) CMOE_PRIV(f8e4m3_to_f32);
 uint8_t cmoei_f32_to_f8e4m3(float f);
-float cmoei_f8e8m0_to_f32(uint8_t b);
+float cmoei_f8e8m0_to_f32(uint8_t b) CMOE_PRIV(f8e8m0_to_f32);
 uint8_t cmoei_f32_to_f8e8m0(float f);
-float cmoei_e2m1_to_f32(uint8_t nibble);
+float cmoei_e2m1_to_f32(uint8_t nibble) CMOE_PRIV(e2m1_to_f32);
 uint8_t cmoei_f32_to_e2m1(float f);
 
 static inline uint32_t cmoei_bits(float f)
@@ -178,11 +197,11 @@ struct cmoe_stream {
 enum { CMOEI_ALIGN = 64 };
 
 /* Through the context's allocator, aligned to CMOEI_ALIGN.  `what` names it in the text. */
-cmoe_status cmoei_alloc(cmoe_ctx *ctx, int64_t bytes, const char *what, void **out,
-                        cmoe_error *err);
-void cmoei_free(cmoe_ctx *ctx, void *ptr, int64_t bytes);
+cmoe_status cmoei_alloc(cmoe_ctx *ctx, int64_t bytes, const char *what, void **out, cmoe_error *err)
+    CMOE_PRIV(alloc);
+void cmoei_free(cmoe_ctx *ctx, void *ptr, int64_t bytes) CMOE_PRIV(free);
 
-cmoe_status cmoei_check_stream(const cmoe_stream *s, cmoe_error *err);
+cmoe_status cmoei_check_stream(const cmoe_stream *s, cmoe_error *err) CMOE_PRIV(check_stream);
 
 /* ---- arena ----------------------------------------------------------------------------------- */
 
@@ -199,22 +218,26 @@ typedef struct cmoei_carver {
     bool dry, overflow;
 } cmoei_carver;
 
-int64_t
-cmoei_arena_left(const cmoe_arena *arena); /* 0 for none, or one whose numbers make no sense */
-cmoei_carver cmoei_carver_dry(void);
-cmoei_carver cmoei_carver_open(const cmoe_arena *arena); /* NULL: an arena of no bytes */
-void *cmoei_carve(cmoei_carver *c, int64_t bytes); /* aligned; NULL when dry or out of memory */
-void *cmoei_carve_array(cmoei_carver *c, int64_t n, int64_t element_bytes);
-int64_t cmoei_carver_bytes(const cmoei_carver *c); /* what an arena at any address must have */
-cmoe_status cmoei_carver_check(const cmoei_carver *c, const char *op, cmoe_error *err);
+int64_t cmoei_arena_left(const cmoe_arena *arena)
+    CMOE_PRIV(arena_left); /* 0 for none, or one whose numbers make no sense */
+cmoei_carver cmoei_carver_dry(void) CMOE_PRIV(carver_dry);
+cmoei_carver cmoei_carver_open(const cmoe_arena *arena)
+    CMOE_PRIV(carver_open); /* NULL: an arena of no bytes */
+void *cmoei_carve(cmoei_carver *c, int64_t bytes)
+    CMOE_PRIV(carve); /* aligned; NULL when dry or out of memory */
+void *cmoei_carve_array(cmoei_carver *c, int64_t n, int64_t element_bytes) CMOE_PRIV(carve_array);
+int64_t cmoei_carver_bytes(const cmoei_carver *c)
+    CMOE_PRIV(carver_bytes); /* what an arena at any address must have */
+cmoe_status cmoei_carver_check(const cmoei_carver *c, const char *op, cmoe_error *err)
+    CMOE_PRIV(carver_check);
 
 /* ---- floating point -------------------------------------------------------------------------- */
 
 /* Rounding mode and treatment of subnormals belong to the thread, and callers change them (many
  * switch on flush-to-zero).  Whatever computes runs between these two: rounding half to even,
  * nothing flushed. A region does it for its tasks; code that computes outside of one must. */
-uint64_t cmoei_float_enter(void);
-void cmoei_float_leave(uint64_t before);
+uint64_t cmoei_float_enter(void) CMOE_PRIV(float_enter);
+void cmoei_float_leave(uint64_t before) CMOE_PRIV(float_leave);
 
 /* ---- tasks ----------------------------------------------------------------------------------- */
 
@@ -224,10 +247,11 @@ typedef void (*cmoei_region_fn)(void *arg, cmoei_team *team, int32_t index, int3
 
 /* Runs fn on at most `max` (and the context's threads) tasks at once; max <= 1 runs it right here.
  */
-void cmoei_region(cmoe_ctx *ctx, int64_t max, cmoei_region_fn fn, void *arg);
-void cmoei_barrier(cmoei_team *team); /* every task of the region calls it equally often */
+void cmoei_region(cmoe_ctx *ctx, int64_t max, cmoei_region_fn fn, void *arg) CMOE_PRIV(region);
+void cmoei_barrier(cmoei_team *team)
+    CMOE_PRIV(barrier); /* every task of the region calls it equally often */
 /* The next item of a list that all tasks share, in order of asking; reset by every barrier. */
-int64_t cmoei_next(cmoei_team *team, int64_t grain);
+int64_t cmoei_next(cmoei_team *team, int64_t grain) CMOE_PRIV(next);
 
 /* Splits [0, n) evenly: the part of task `index` of `count`. */
 static inline void cmoei_split(int64_t n, int32_t index, int32_t count, int64_t *begin,

@@ -36,6 +36,14 @@ static inline double real_gelu_tanh(double x)
 {
     return x / 2 * (1 + tanh(0.79788456080286536 * (x + 0.044715 * x * x * x)));
 }
+static inline double real_sin(double x)
+{
+    return sin(x);
+}
+static inline double real_cos(double x)
+{
+    return cos(x);
+}
 static inline double real_softplus(double x)
 {
     return fmax(x, 0) + log1p(exp(-fabs(x)));
@@ -64,6 +72,14 @@ static inline float real_silu(float x)
 static inline float real_gelu_tanh(float x)
 {
     return cmoei_gelu_tanhf(x);
+}
+static inline float real_sin(float x)
+{
+    return cmoei_sinf(x);
+}
+static inline float real_cos(float x)
+{
+    return cmoei_cosf(x);
 }
 static inline float real_softplus(float x)
 {

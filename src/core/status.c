@@ -50,6 +50,11 @@ const char *cmoe_version(void)
         CMOE_VERSION_PATCH);
 }
 
+const char *cmoei_core_version(void)
+{
+    return cmoe_version();
+}
+
 uint32_t cmoe_abi_version(void)
 {
     return CMOE_VERSION_MAJOR << 16 | CMOE_VERSION_MINOR; /* below 1.0 every minor may break */

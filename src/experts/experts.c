@@ -123,6 +123,25 @@ static cmoe_status pack(cmoe_experts *x, const cmoe_view *w13, const cmoe_view *
                                err);
 }
 
+/* What follows from packed matrices. */
+static void finish(cmoe_experts *x)
+{
+    const cmoe_experts_options *o = &x->o;
+    x->hidden = x->w2->outputs;
+    x->inter = x->w2->inputs;
+    x->o.format = x->w2->kernel->v.dtype;
+    memset(&x->o.scale13, 0, sizeof x->o.scale13);
+    memset(&x->o.scale2, 0, sizeof x->o.scale2);
+    x->epilogue = cmoei_table_pick(&cmoei_epilogue_table, x->ctx->features, 0);
+    x->activation = (cmoei_activation){.kind = o->activation,
+                                       .gated = !o->ungated,
+                                       .round_gate_up = o->round_gate_up,
+                                       .round_act = o->round_act,
+                                       .round_out = o->format == CMOE_BF16,
+                                       .limit = o->swiglu_limit,
+                                       .alpha = o->alpha};
+}
+
 cmoe_status cmoe_experts_create(cmoe_experts **out, cmoe_ctx *ctx,
                                 const cmoe_experts_options *options, cmoe_view w13, cmoe_view w2,
                                 cmoe_view bias13, cmoe_view bias2, cmoe_error *err)
@@ -141,19 +160,32 @@ cmoe_status cmoe_experts_create(cmoe_experts **out, cmoe_ctx *ctx,
         cmoe_experts_free(x);
         return status;
     }
-    x->hidden = x->w2->outputs;
-    x->inter = x->w2->inputs;
-    x->o.format = x->w2->kernel->v.dtype;
-    memset(&x->o.scale13, 0, sizeof x->o.scale13);
-    memset(&x->o.scale2, 0, sizeof x->o.scale2);
-    x->epilogue = cmoei_table_pick(&cmoei_epilogue_table, ctx->features, 0);
-    x->activation = (cmoei_activation){.kind = o.activation,
-                                       .gated = !o.ungated,
-                                       .round_gate_up = o.round_gate_up,
-                                       .round_act = o.round_act,
-                                       .round_out = x->o.format == CMOE_BF16,
-                                       .limit = o.swiglu_limit,
-                                       .alpha = o.alpha};
+    finish(x);
+    *out = x;
+    return CMOE_OK;
+}
+
+cmoe_status cmoei_experts_alloc(cmoe_experts **out, cmoe_ctx *ctx,
+                                const cmoe_experts_options *options, int64_t count, int64_t hidden,
+                                int64_t inter, bool bias13, bool bias2, cmoe_error *err)
+{
+    cmoe_experts_options o = defaults;
+    CMOEI_TRY(cmoei_options_read(&o, sizeof o, options, "cmoe_experts_options", err));
+    CMOEI_TRY(check_options(&o, err));
+    const int64_t up[] = {count, o.ungated ? inter : 2 * inter, hidden},
+                  down[] = {count, hidden, inter};
+    cmoe_experts *x = NULL;
+    CMOEI_TRY(cmoei_alloc(ctx, (int64_t)sizeof *x, "experts", (void **)&x, err));
+    *x = (cmoe_experts){.ctx = ctx, .o = o, .count = count};
+    cmoe_status status =
+        cmoei_matrix_alloc(&x->w13, ctx, o.format, !o.ungated, up, bias13, "w13", err);
+    if (status == CMOE_OK)
+        status = cmoei_matrix_alloc(&x->w2, ctx, o.format, false, down, bias2, "w2", err);
+    if (status != CMOE_OK) {
+        cmoe_experts_free(x);
+        return status;
+    }
+    finish(x);
     *out = x;
     return CMOE_OK;
 }

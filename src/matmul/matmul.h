@@ -103,11 +103,43 @@ struct cmoe_matrix {
     cmoe_view source; /* [E, N, K] after transposing, when borrowed */
 };
 
+/* Where the rows of [E, N, K] come from: row n of matrix e as float32 [K].  With `scale` they are
+ * int8 values that a scale of their own belongs to; only for matrices of that format. */
+typedef struct cmoei_rows {
+    void (*row)(const void *user, int64_t e, int64_t n, float *row);
+    float (*scale)(const void *user, int64_t e, int64_t n); /* NULL: plain values */
+    const void *user;
+} cmoei_rows;
+
+/* A matrix [E, N, K] without contents, to be filled by packing each of its E * panels panels, in any
+ * order and by any thread.  Gated: rows 0 .. N/2-1 are the gate's.  Rows of a bias are set one
+ * matrix at a time. */
+cmoe_status cmoei_matrix_alloc(cmoe_matrix **out, cmoe_ctx *ctx, int32_t format, bool gated,
+                               const int64_t dims[3], bool bias, const char *name, cmoe_error *err)
+    CMOE_PRIV(matrix_alloc);
+/* cmoe_matrix_weight_bytes of such a matrix. */
+cmoe_status cmoei_matrix_size(cmoe_ctx *ctx, int32_t format, bool gated, const int64_t dims[3],
+                              const char *name, int64_t *bytes, cmoe_error *err)
+    CMOE_PRIV(matrix_size);
+/* Panel i of E * panels; `x` is scratch of the calling thread. */
+void cmoei_matrix_pack(cmoe_matrix *m, const cmoei_rows *rows, int64_t i, float *x)
+    CMOE_PRIV(matrix_pack);
+/* Floats of that scratch, for rows of so many inputs; false when they leave int64. */
+bool cmoei_pack_elements(int64_t inputs, int64_t *elements) CMOE_PRIV(pack_elements);
+void cmoei_matrix_set_bias(cmoe_matrix *m, int64_t e, const float *bias)
+    CMOE_PRIV(matrix_set_bias); /* [N] */
+
+/* Row of matrix e that column c of panel p comes from; -1 behind the last one. */
+int64_t cmoei_matrix_row(const cmoe_matrix *m, int64_t p, int64_t c);
+void cmoei_panel_pack(const cmoe_matrix *m, const cmoei_rows *rows, int64_t e, int64_t p,
+                      char *panel, float *scale, float *x);
+cmoei_rows cmoei_matrix_source(const cmoe_matrix *m); /* of its own view */
+
 /* Room that packing one panel on the way needs, per task. */
 typedef struct cmoei_panel_scratch {
     char *weights; /* [panel_bytes] */
     float *scale;  /* [panel] */
-    float *row;    /* [K] */
+    float *rows;   /* as cmoei_pack_elements says */
 } cmoei_panel_scratch;
 
 cmoei_panel_scratch cmoei_panel_scratch_carve(cmoei_carver *c, const cmoe_matrix *m);

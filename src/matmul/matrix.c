@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * matrix.c - cmoe_matrix: checks, the choice of a kernel, and packing.
+ * matrix.c - cmoe_matrix: checks, the choice of a kernel, and memory.
  *
- * Packing goes panel by panel: each output column is one row of the source, loaded as float32,
- * brought into the format and spread with the panel's stride.  The same routine packs at create
- * and, for borrowed weights, on the way into scratch, so both give the same bytes.
+ * A matrix is made in one call from a view, or, by the loader of whole models, allocated first and
+ * filled panel by panel from wherever its rows lie.
  */
 #include <inttypes.h>
-#include <math.h>
 #include <string.h>
 
 #include "matmul.h"
@@ -40,7 +38,7 @@ static cmoe_status check(const cmoe_matrix_options *o, const cmoe_view *w, const
         want.dim_names[2] = "outputs";
     }
     CMOEI_TRY(cmoei_check_in(w, &want, err));
-    const int64_t outputs = w->dims[o->transposed ? 2 : 1], inputs = w->dims[o->transposed ? 1 : 2];
+    const int64_t outputs = w->dims[o->transposed ? 2 : 1];
     const int32_t format = format_of(o->format, w->dtype);
     if (format != CMOE_F32 && format != CMOE_BF16 && format != CMOE_I8)
         return cmoei_fail(err, CMOE_ERR_DTYPE,
@@ -49,11 +47,6 @@ static cmoe_status check(const cmoe_matrix_options *o, const cmoe_view *w, const
     if (w->dtype == CMOE_I8 && format != CMOE_I8)
         return cmoei_fail(err, CMOE_ERR_DTYPE, "%s: i8 weights cannot become %s, want format i8",
                           cmoei_name(w->name, w_name), cmoe_dtype_name(format));
-    if (format == CMOE_I8 && inputs > CMOEI_INT8_DIM)
-        return cmoei_fail(err, CMOE_ERR_UNSUPPORTED,
-                          "%s: %" PRId64
-                          " inputs in int8, want at most %d (the sum must fit in int32)",
-                          cmoei_name(w->name, w_name), inputs, CMOEI_INT8_DIM);
     if (w->dtype == CMOE_I8) {
         const cmoei_want scale = {
             "scale", CMOEI_DTYPE(CMOE_F32), 2, {w->dims[0], outputs}, {"experts", "outputs"}};
@@ -72,91 +65,12 @@ static cmoe_status check(const cmoe_matrix_options *o, const cmoe_view *w, const
     return CMOE_OK;
 }
 
-/* ---- packing --------------------------------------------------------------------------------- */
-
-/* Row of w that column c of panel p comes from; -1 behind the last one. */
-static int64_t source_row(const cmoe_matrix *m, int64_t p, int64_t c)
-{
-    const int64_t width = m->width;
-    if (!m->gate.gated) {
-        const int64_t n = p * width + c;
-        return n < m->outputs ? n : -1;
-    }
-    const int64_t half = m->outputs / 2, i = p * width + c % width;
-    const int64_t part = (c / width) ^ (m->gate.up_first); /* 0: the part that stands first */
-    if (i >= half) return -1;
-    return m->gate.interleaved ? 2 * i + part : part * half + i;
-}
-
-/* |max| as B5 wants it, then the scale of a weight row: a / 127. */
-static float weight_scale(const float *x, int64_t n, float *inverse)
-{
-    float most = 1e-4f;
-    for (int64_t i = 0; i < n; i++) {
-        const float a = fabsf(x[i]);
-        most = a > most || a != a ? a : most;
-    }
-    *inverse = 127.0f / most;
-    return most / 127.0f;
-}
-
-static void put_column(const cmoe_matrix *m, char *panel, int64_t c, const float *x)
-{
-    const int64_t step = m->kernel->step, line = m->kernel->panel * step;
-    for (int64_t k = 0; k < m->inputs; k++) {
-        const int64_t at = k / step * line + c * step + k % step;
-        if (m->kernel->v.dtype == CMOE_F32)
-            ((float *)(void *)panel)[at] = x[k];
-        else
-            ((uint16_t *)(void *)panel)[at] = cmoei_f32_to_bf16(x[k]);
-    }
-}
-
-/* -> scale; q as B5 says.  NaN makes the scale NaN. */
-static float put_column_int8(const cmoe_matrix *m, char *panel, int64_t c, const float *x,
-                             bool ready)
-{
-    const int64_t step = m->kernel->step, line = m->kernel->panel * step;
-    float inverse = 1, scale = ready ? 1 : weight_scale(x, m->inputs, &inverse);
-    int32_t sum = 0;
-    for (int64_t k = 0; k < m->inputs; k++) {
-        const float y = ready ? x[k] : rintf(x[k] * inverse);
-        const int8_t q = y == y && fabsf(y) <= 128 ? (int8_t)y : 0;
-        ((int8_t *)panel)[k / step * line + c * step + k % step] = q;
-        sum += q;
-    }
-    if (m->kernel->x_form ==
-        CMOEI_X_U8) { /* what x + 128 adds too much; the kernel starts from it, modulo 2^32 */
-        const uint32_t start = 0u - 128u * (uint32_t)sum;
-        memcpy(panel + m->steps * line + c * (int64_t)sizeof start, &start, sizeof start);
-    }
-    return scale;
-}
-
-static void pack_panel(const cmoe_matrix *m, const cmoe_view *w, int64_t e, int64_t p, char *panel,
-                       float *scale, float *row)
-{
-    const int64_t bytes = cmoe_dtype_bytes(w->dtype);
-    memset(panel, 0, (size_t)m->panel_bytes);
-    for (int64_t c = 0; c < m->kernel->panel; c++) {
-        const int64_t n = source_row(m, p, c);
-        if (scale) scale[c] = 0;
-        if (n < 0) continue;
-        const char *src = (const char *)w->data + (e * w->strides[0] + n * w->strides[1]) * bytes;
-        cmoei_load_f32(row, src, w->dtype, w->strides[2], m->inputs);
-        if (m->kernel->v.dtype != CMOE_I8) {
-            put_column(m, panel, c, row);
-            continue;
-        }
-        scale[c] = put_column_int8(m, panel, c, row, w->dtype == CMOE_I8);
-        if (w->dtype == CMOE_I8)
-            cmoei_load_f32(&scale[c], cmoei_at(&m->o.scale, e, n), CMOE_F32, 1, 1);
-    }
-}
+/* ---- filling ---------------------------------------------------------------------------------- */
 
 typedef struct pack_job {
     cmoe_matrix *m;
-    float *rows; /* [tasks, K] */
+    float *rows; /* [tasks, elements] */
+    int64_t elements;
 } pack_job;
 
 static void pack_all(void *arg, cmoei_team *team, int32_t index, int32_t count)
@@ -164,22 +78,21 @@ static void pack_all(void *arg, cmoei_team *team, int32_t index, int32_t count)
     const pack_job *job = arg;
     cmoe_matrix *m = job->m;
     (void)count;
+    const cmoei_rows rows = cmoei_matrix_source(m);
     const int64_t all = m->count * m->panels;
     for (int64_t i; (i = cmoei_next(team, 1)) < all;)
-        pack_panel(m, &m->source, i / m->panels, i % m->panels, m->packed + i * m->panel_bytes,
-                   m->scale ? m->scale + i * m->kernel->panel : NULL,
-                   job->rows + index * m->inputs);
+        cmoei_matrix_pack(m, &rows, i, job->rows + index * job->elements);
 }
 
 static void pack_bias(cmoe_matrix *m, const cmoe_view *bias)
 {
-    const int64_t panel = m->kernel->panel;
-    for (int64_t i = 0; i < m->count * m->panels * panel; i++) {
-        const int64_t n = source_row(m, i / panel % m->panels, i % panel);
+    for (int64_t i = 0; i < m->count * m->panels * m->kernel->panel; i++) {
+        const int64_t n =
+            cmoei_matrix_row(m, i / m->kernel->panel % m->panels, i % m->kernel->panel);
         m->bias[i] = 0;
         if (n >= 0)
-            cmoei_load_f32(&m->bias[i], cmoei_at(bias, i / panel / m->panels, n), bias->dtype, 1,
-                           1);
+            cmoei_load_f32(&m->bias[i], cmoei_at(bias, i / m->kernel->panel / m->panels, n),
+                           bias->dtype, 1, 1);
     }
 }
 
@@ -208,24 +121,37 @@ static bool layout(cmoe_matrix *m)
            cmoei_mul(panels, k->panel * (int64_t)sizeof *m->scale, &m->scale_bytes);
 }
 
-/* Everything about a matrix but its memory. */
+/* Everything about a matrix but its memory and its source. */
 static cmoe_status describe(cmoe_matrix *m, cmoe_ctx *ctx, const cmoe_matrix_options *o,
-                            cmoei_gate gate, cmoe_view w, const char *w_name, cmoe_error *err)
+                            cmoei_gate gate, int32_t format, const int64_t dims[3],
+                            const char *name, cmoe_error *err)
 {
-    *m = (cmoe_matrix){.ctx = ctx, .o = *o, .gate = gate, .count = w.dims[0], .source = w};
-    if (o->transposed) { /* only the strides turn */
-        m->source.dims[1] = w.dims[2];
-        m->source.dims[2] = w.dims[1];
-        m->source.strides[1] = w.strides[2];
-        m->source.strides[2] = w.strides[1];
-    }
-    m->outputs = m->source.dims[1];
-    m->inputs = m->source.dims[2];
-    m->kernel = cmoei_table_pick(&cmoei_matmul_table, ctx->features, format_of(o->format, w.dtype));
+    *m = (cmoe_matrix){
+        .ctx = ctx, .o = *o, .gate = gate, .count = dims[0], .outputs = dims[1], .inputs = dims[2]};
+    if (format == CMOE_I8 && m->inputs > CMOEI_INT8_DIM)
+        return cmoei_fail(err, CMOE_ERR_UNSUPPORTED,
+                          "%s: %" PRId64
+                          " inputs in int8, want at most %d (the sum must fit in int32)",
+                          name, m->inputs, CMOEI_INT8_DIM);
+    m->kernel = cmoei_table_pick(&cmoei_matmul_table, ctx->features, format);
     m->quantize = cmoei_quantize_pick(ctx->features);
     if (!layout(m))
-        return cmoei_fail(err, CMOE_ERR_SHAPE, "%s: packed it would exceed 2^63 - 1 bytes",
-                          cmoei_name(w.name, w_name));
+        return cmoei_fail(err, CMOE_ERR_SHAPE, "%s: packed it would exceed 2^63 - 1 bytes", name);
+    return CMOE_OK;
+}
+
+/* The same for weights in a view. */
+static cmoe_status describe_view(cmoe_matrix *m, cmoe_ctx *ctx, const cmoe_matrix_options *o,
+                                 cmoei_gate gate, cmoe_view w, const char *w_name, cmoe_error *err)
+{
+    const int32_t n = o->transposed ? 2 : 1, k = o->transposed ? 1 : 2; /* only the strides turn */
+    const int64_t dims[] = {w.dims[0], w.dims[n], w.dims[k]};
+    const int64_t strides[] = {w.strides[0], w.strides[n], w.strides[k]};
+    CMOEI_TRY(describe(m, ctx, o, gate, format_of(o->format, w.dtype), dims,
+                       cmoei_name(w.name, w_name), err));
+    m->source = w;
+    memcpy(m->source.dims, dims, sizeof dims);
+    memcpy(m->source.strides, strides, sizeof strides);
     return CMOE_OK;
 }
 
@@ -233,24 +159,32 @@ cmoe_status cmoei_matrix_borrow(cmoe_matrix *m, cmoe_ctx *ctx, int32_t format, c
                                 cmoe_error *err)
 {
     const cmoe_matrix_options o = {.size = sizeof o, .format = format, .borrow = 1};
-    return describe(m, ctx, &o, (cmoei_gate){0}, w, "w", err);
+    return describe_view(m, ctx, &o, (cmoei_gate){0}, w, "w", err);
+}
+
+static cmoe_status allocate(cmoe_matrix *m, bool bias, cmoe_error *err)
+{
+    if (bias) {
+        m->bias_bytes = m->scale_bytes;
+        CMOEI_TRY(cmoei_alloc(m->ctx, m->bias_bytes, "packed bias", (void **)&m->bias, err));
+    }
+    if (m->o.borrow) return CMOE_OK;
+    CMOEI_TRY(cmoei_alloc(m->ctx, m->packed_bytes, "packed weights", (void **)&m->packed, err));
+    if (m->kernel->v.dtype == CMOE_I8)
+        CMOEI_TRY(cmoei_alloc(m->ctx, m->scale_bytes, "weight scales", (void **)&m->scale, err));
+    return CMOE_OK;
 }
 
 static cmoe_status fill(cmoe_matrix *m, const cmoe_view *bias, cmoe_error *err)
 {
     cmoe_ctx *ctx = m->ctx;
-    if (cmoei_given(bias)) {
-        m->bias_bytes = m->scale_bytes;
-        CMOEI_TRY(cmoei_alloc(ctx, m->bias_bytes, "packed bias", (void **)&m->bias, err));
-        pack_bias(m, bias);
-    }
+    CMOEI_TRY(allocate(m, cmoei_given(bias), err));
+    if (m->bias) pack_bias(m, bias);
     if (m->o.borrow) return CMOE_OK;
-    CMOEI_TRY(cmoei_alloc(ctx, m->packed_bytes, "packed weights", (void **)&m->packed, err));
-    if (m->kernel->v.dtype == CMOE_I8)
-        CMOEI_TRY(cmoei_alloc(ctx, m->scale_bytes, "weight scales", (void **)&m->scale, err));
     pack_job job = {.m = m};
     int64_t bytes;
-    if (!cmoei_mul(m->inputs, ctx->threads * (int64_t)sizeof *job.rows, &bytes))
+    if (!cmoei_pack_elements(m->inputs, &job.elements) ||
+        !cmoei_mul(job.elements, ctx->threads * (int64_t)sizeof *job.rows, &bytes))
         return cmoei_fail(err, CMOE_ERR_SHAPE, "weights: rows of %" PRId64 " inputs are too long",
                           m->inputs);
     CMOEI_TRY(cmoei_alloc(ctx, bytes, "packing rows", (void **)&job.rows, err));
@@ -258,6 +192,33 @@ static cmoe_status fill(cmoe_matrix *m, const cmoe_view *bias, cmoe_error *err)
     cmoei_free(ctx, job.rows, bytes);
     memset(&m->source, 0, sizeof m->source); /* the caller's memory is not ours any more */
     memset(&m->o.scale, 0, sizeof m->o.scale);
+    return CMOE_OK;
+}
+
+cmoe_status cmoei_matrix_alloc(cmoe_matrix **out, cmoe_ctx *ctx, int32_t format, bool gated,
+                               const int64_t dims[3], bool bias, const char *name, cmoe_error *err)
+{
+    const cmoe_matrix_options o = {.size = sizeof o, .format = format};
+    cmoe_matrix built, *m = NULL;
+    CMOEI_TRY(describe(&built, ctx, &o, (cmoei_gate){.gated = gated}, format, dims, name, err));
+    CMOEI_TRY(cmoei_alloc(ctx, (int64_t)sizeof *m, "matrix", (void **)&m, err));
+    *m = built;
+    const cmoe_status status = allocate(m, bias, err);
+    if (status != CMOE_OK) {
+        cmoe_matrix_free(m);
+        return status;
+    }
+    *out = m;
+    return CMOE_OK;
+}
+
+cmoe_status cmoei_matrix_size(cmoe_ctx *ctx, int32_t format, bool gated, const int64_t dims[3],
+                              const char *name, int64_t *bytes, cmoe_error *err)
+{
+    const cmoe_matrix_options o = {.size = sizeof o, .format = format};
+    cmoe_matrix m;
+    CMOEI_TRY(describe(&m, ctx, &o, (cmoei_gate){.gated = gated}, format, dims, name, err));
+    *bytes = cmoe_matrix_weight_bytes(&m);
     return CMOE_OK;
 }
 
@@ -274,7 +235,7 @@ cmoe_status cmoei_matrix_create(cmoe_matrix **out, cmoe_ctx *ctx,
     CMOEI_TRY(cmoei_check_flag(o.borrow, "borrow", err));
     CMOEI_TRY(check(&o, &w, w_name, &bias, bias_name, err));
     cmoe_matrix built;
-    CMOEI_TRY(describe(&built, ctx, &o, gate, w, w_name, err));
+    CMOEI_TRY(describe_view(&built, ctx, &o, gate, w, w_name, err));
     cmoe_matrix *m = NULL;
     CMOEI_TRY(cmoei_alloc(ctx, (int64_t)sizeof *m, "matrix", (void **)&m, err));
     *m = built;
@@ -322,7 +283,9 @@ cmoei_panel_scratch cmoei_panel_scratch_carve(cmoei_carver *c, const cmoe_matrix
     if (m->o.borrow) {
         s.weights = cmoei_carve(c, m->panel_bytes);
         s.scale = cmoei_carve_array(c, m->kernel->panel, sizeof *s.scale);
-        s.row = cmoei_carve_array(c, m->inputs, sizeof *s.row);
+        int64_t n = 0;
+        if (!cmoei_pack_elements(m->inputs, &n)) n = INT64_MAX;
+        s.rows = cmoei_carve_array(c, n, sizeof *s.rows);
     }
     return s;
 }
@@ -333,8 +296,9 @@ cmoei_panel cmoei_matrix_panel(const cmoe_matrix *m, int64_t e, int64_t p,
     const int64_t i = e * m->panels + p, columns = i * m->kernel->panel;
     cmoei_panel panel = {.bias = m->bias ? m->bias + columns : NULL};
     if (m->o.borrow) {
-        pack_panel(m, &m->source, e, p, scratch->weights,
-                   m->kernel->v.dtype == CMOE_I8 ? scratch->scale : NULL, scratch->row);
+        const cmoei_rows rows = cmoei_matrix_source(m);
+        cmoei_panel_pack(m, &rows, e, p, scratch->weights,
+                         m->kernel->v.dtype == CMOE_I8 ? scratch->scale : NULL, scratch->rows);
         panel.weights = scratch->weights;
         panel.scale = m->kernel->v.dtype == CMOE_I8 ? scratch->scale : NULL;
     } else {
