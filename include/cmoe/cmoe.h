@@ -8,6 +8,7 @@
 #include "cmoe/base.h"
 
 #include "cmoe/align.h"
+#include "cmoe/attention.h"
 #include "cmoe/comm.h"
 #include "cmoe/dispatch.h"
 #include "cmoe/experts.h"

@@ -34,10 +34,16 @@ CMOE_API void cmoe_rms_norm_options_default(cmoe_rms_norm_options *o, size_t siz
 
 /* s = x + residual (residual not given: s = x); residual_out = cast(s), if given; out = norm(s) *
  * weight. x, residual, out [N, H]; weight [H] or not given.  residual_out may be exactly x or
- * residual. */
+ * residual.  Heads are rows too: all may be [N, heads, H] instead, with the weight still [H]. */
 CMOE_API cmoe_status cmoe_rms_norm(cmoe_stream *s, const cmoe_rms_norm_options *o, cmoe_view x,
                                    cmoe_view residual, cmoe_view weight, cmoe_view_mut out,
                                    cmoe_view_mut residual_out, cmoe_error *err);
+
+/* y = (x - mean) / sqrt(variance + eps) * weight + bias, s = x + residual as above.  weight, bias
+ * [H], either or both not given. */
+CMOE_API cmoe_status cmoe_layer_norm(cmoe_stream *s, float eps, cmoe_view x, cmoe_view residual,
+                                     cmoe_view weight, cmoe_view bias, cmoe_view_mut out,
+                                     cmoe_view_mut residual_out, cmoe_error *err);
 
 /* out = x * sigmoid(gate); gate [N, 1] or [N, H].  round_gate 1: the sigmoid is rounded to bf16
  * first. */
@@ -66,6 +72,119 @@ CMOE_API cmoe_status cmoe_quantize_rows(cmoe_stream *s, cmoe_view x, cmoe_view_m
 CMOE_API cmoe_status cmoe_silu_mul_quantize_masked(cmoe_stream *s, cmoe_view x, cmoe_view counts,
                                                    int64_t group, cmoe_view_mut out,
                                                    cmoe_view_mut scale, cmoe_error *err);
+
+/* ---- rotary positions -------------------------------------------------------------------------- */
+
+enum {
+    CMOE_ROPE_DEFAULT = 0,
+    CMOE_ROPE_LINEAR,  /* frequencies / factor */
+    CMOE_ROPE_DYNAMIC, /* theta grows with `length` beyond `original`; or with alpha, once for all */
+    CMOE_ROPE_YARN,    /* low frequencies / factor, high ones as they are, a ramp between */
+    CMOE_ROPE_LLAMA3,  /* the same idea by wavelength */
+    CMOE_ROPE_LONGROPE,    /* a factor for each frequency, one set up to `original`, one beyond */
+    CMOE_ROPE_PROPORTIONAL /* `dim` turns only in its first `partial` part; exponents use dim */
+};
+CMOE_API const char *cmoe_rope_kind_name(int32_t kind);  /* "yarn"; NULL if unknown */
+CMOE_API int32_t cmoe_rope_kind_parse(const char *name); /* -1 if unknown */
+
+typedef struct cmoe_rope_options {
+    size_t size;
+    int32_t kind;                  /* CMOE_ROPE_ */
+    int32_t truncate;              /* yarn: the ramp's ends are whole numbers; default 1 */
+    int64_t dim;                   /* r: rotated dimensions of a head, even */
+    double theta;                  /* default 10000 */
+    double factor;                 /* default 1 */
+    double alpha;                  /* dynamic: > 0: theta * alpha^(r / (r - 2)) at every length */
+    double beta_fast, beta_slow;   /* yarn; default 32, 1 */
+    double attention_factor;       /* yarn, longrope: amplitude; 0: by its rule */
+    double mscale, mscale_all_dim; /* yarn; 0: not given */
+    double low_frequency, high_frequency; /* llama3's *_freq_factor; default 1, 4 */
+    double partial;                       /* proportional: default 1 */
+    int64_t original;                     /* positions it was trained on */
+    int64_t length; /* dynamic, longrope: positions there will be; 0: original */
+    const float *short_factor, *long_factor; /* longrope: [r / 2] each */
+    double short_amplitude, long_amplitude;  /* longrope: 0: by its rule */
+} cmoe_rope_options;
+
+CMOE_API void cmoe_rope_options_default(cmoe_rope_options *o, size_t size);
+
+/* frequencies [r / 2]: the angle of position p is p * frequencies[j]; cos and sin are multiplied by
+ * the amplitude. */
+CMOE_API cmoe_status cmoe_rope_frequencies(const cmoe_rope_options *o, float *frequencies,
+                                           float *amplitude, cmoe_error *err);
+
+/* positions int32 or int64 [T], frequencies float32 [r / 2] -> cos, sin float32 [T, r / 2].  The
+ * angle is rounded to float32; its sine and cosine are off by at most 1 ulp at any size.  Positions
+ * are 0 to 2^24, which float32 holds exactly; frequencies -2^24 to 2^24. */
+CMOE_API cmoe_status cmoe_rope_table(cmoe_stream *s, cmoe_view positions, cmoe_view frequencies,
+                                     float amplitude, cmoe_view_mut cos, cmoe_view_mut sin,
+                                     cmoe_error *err);
+
+typedef struct cmoe_rope_rotate_options {
+    size_t size;
+    int32_t interleaved; /* pairs (2j, 2j + 1); 0 (default): (j, j + r / 2) */
+    int32_t inverse;     /* turns backwards */
+    int64_t offset;      /* first rotated dimension of a head; default 0 */
+} cmoe_rope_rotate_options;
+
+CMOE_API void cmoe_rope_rotate_options_default(cmoe_rope_rotate_options *o, size_t size);
+
+/* x [T, heads, d] -> out, dimensions [offset, offset + r) of every head turned by its token's angle,
+ * the others copied.  cos, sin float32 [T, r / 2].  out may be exactly x. */
+CMOE_API cmoe_status cmoe_rope_rotate(cmoe_stream *s, const cmoe_rope_rotate_options *o,
+                                      cmoe_view x, cmoe_view cos, cmoe_view sin, cmoe_view_mut out,
+                                      cmoe_error *err);
+
+/* ---- around the layers of a model -------------------------------------------------------------- */
+
+/* out[t] = table[ids[t]] * scale.  ids int32 or int64 [T], table [vocab, H], out [T, H]; any float
+ * types.  An id outside 0..vocab-1 is an error, and nothing is written. */
+CMOE_API cmoe_status cmoe_embedding(cmoe_stream *s, cmoe_view ids, cmoe_view table, float scale,
+                                    cmoe_view_mut out, cmoe_error *err);
+
+/* out = x + y * scale, or y * scale when x is not given; one fused multiply-add.  out may be exactly x,
+ * or exactly y when x is not given. */
+CMOE_API cmoe_status cmoe_scaled_add(cmoe_stream *s, cmoe_view x, cmoe_view y, float scale,
+                                     cmoe_view_mut out, cmoe_error *err);
+
+/* out = min(max(x, -limit), limit); NaN stays. */
+CMOE_API cmoe_status cmoe_clip(cmoe_stream *s, cmoe_view x, float limit, cmoe_view_mut out,
+                               cmoe_error *err);
+
+/* ---- gated delta net: what its decode kernel is given ------------------------------------------ */
+
+/* One token of B sequences.  Hk key heads of Dk, Hv value heads of Dv, C = 2*Hk*Dk + Hv*Dv, width W
+ * >= 2. */
+typedef struct cmoe_gdn_pack_options {
+    size_t size;
+    int64_t key_heads, key_dim, value_heads, value_dim;
+    int32_t silu; /* 1 (default): SiLU behind the convolution */
+    /* 0 (default): qkvz is q | k | v | z and ba is b | a; 1: for each key head its q, k, v, z, and
+     * its b, a (Qwen3-Next) */
+    int32_t grouped;
+} cmoe_gdn_pack_options;
+
+CMOE_API void cmoe_gdn_pack_options_default(cmoe_gdn_pack_options *o, size_t size);
+
+typedef struct cmoe_gdn_pack_out {
+    size_t size;
+    cmoe_view_mut q, k; /* [B, Hk, Dk] */
+    cmoe_view_mut v, z; /* [B, Hv, Dv] */
+    cmoe_view_mut b, a; /* [B, Hv] */
+} cmoe_gdn_pack_out;
+
+/* Splits qkvz [B, C + Hv*Dv] and ba [B, 2*Hv]; then the causal convolution over q | k | v with one
+ * channel a weight row:
+ *
+ *     y = sum over i < W-1 of state[i] * weight[i], + x * weight[W-1] (+ bias), then silu
+ *
+ * and the state of sequence row i, state[index[i]] float [n, C, >= W-1] (the first W-1 used), moves
+ * left by one and takes x.  weight [C, W], bias [C] or not given, index int32 or int64 [B] of
+ * different rows, -1: no state is read or written and its outputs are zeros. */
+CMOE_API cmoe_status cmoe_gdn_pack(cmoe_stream *s, const cmoe_gdn_pack_options *o, cmoe_view qkvz,
+                                   cmoe_view ba, cmoe_view weight, cmoe_view bias,
+                                   cmoe_view_mut state, cmoe_view index,
+                                   const cmoe_gdn_pack_out *out, cmoe_error *err);
 
 #ifdef __cplusplus
 }

@@ -20,11 +20,12 @@ run without the interpreter lock, so Python threads compute side by side.
 """
 from ._context import Context
 from ._native import ArgumentError, DtypeError, Error, OutOfMemoryError, UnsupportedError
-from ._steps import (Experts, Groups, Variant, add_shared_expert, align, experts, isas,
-                     quantize_rows, rms_norm, route, sigmoid_mul, variants, version)
+from ._steps import (Experts, GdnInputs, Groups, Variant, add_shared_expert, align, experts,
+                     gdn_decode_pack, isas, quantize_rows, rms_norm, route, sigmoid_mul, variants,
+                     version)
 
 __all__ = ["ArgumentError", "Context", "DtypeError", "Error", "OutOfMemoryError", "UnsupportedError",
-           "Experts", "Groups", "Variant", "add_shared_expert", "align",
-           "experts", "isas", "quantize_rows", "rms_norm", "route", "sigmoid_mul", "variants",
+           "Experts", "GdnInputs", "Groups", "Variant", "add_shared_expert", "align",
+           "experts", "gdn_decode_pack", "isas", "quantize_rows", "rms_norm", "route", "sigmoid_mul", "variants",
            "version"]
 __version__ = version()

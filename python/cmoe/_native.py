@@ -95,6 +95,18 @@ class cmoe_rms_norm_options(Structure):
                 ("weight_offset", c_float)]
 
 
+class cmoe_gdn_pack_options(Structure):
+    _fields_ = [("size", c_size_t), ("key_heads", c_int64), ("key_dim", c_int64),
+                ("value_heads", c_int64), ("value_dim", c_int64), ("silu", c_int32),
+                ("grouped", c_int32)]
+
+
+class cmoe_gdn_pack_out(Structure):
+    _fields_ = [("size", c_size_t), ("q", cmoe_view_mut), ("k", cmoe_view_mut),
+                ("v", cmoe_view_mut), ("z", cmoe_view_mut), ("b", cmoe_view_mut),
+                ("a", cmoe_view_mut)]
+
+
 class cmoe_variant(Structure):
     _fields_ = [("op", c_char_p), ("name", c_char_p), ("dtype", c_int32), ("needs", c_uint32)]
 
@@ -147,6 +159,9 @@ _PROTOTYPES = {
     "cmoe_sigmoid_mul": (_STATUS, [c_void_p, _VIEW, _VIEW, c_int32, _OUT, _ERROR]),
     "cmoe_add_shared_expert": (_STATUS, [c_void_p, _VIEW, _VIEW, _VIEW, c_int32, _OUT, _ERROR]),
     "cmoe_quantize_rows": (_STATUS, [c_void_p, _VIEW, _OUT, _OUT, _ERROR]),
+    "cmoe_gdn_pack_options_default": (None, [POINTER(cmoe_gdn_pack_options), c_size_t]),
+    "cmoe_gdn_pack": (_STATUS, [c_void_p, POINTER(cmoe_gdn_pack_options), _VIEW, _VIEW, _VIEW,
+                                _VIEW, _OUT, _VIEW, POINTER(cmoe_gdn_pack_out), _ERROR]),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _native as n
 from ._context import context, integer, isa_levels, scratch_bytes
-from ._tensor import Out, optional, view, wrap, wrap_rows
+from ._tensor import Out, inout, optional, view, wrap, wrap_rows
 
 _FORMATS = {"f32": n.F32, "bf16": n.BF16, "int8": n.I8}
 _ROW_DTYPES = {"f32": n.F32, "bf16": n.BF16}
@@ -297,6 +297,47 @@ def quantize_rows(x, *, ctx=None):
     q, scale = Out(t, "q", (rows, hidden), n.I8), Out(t, "scale", (rows,), n.F32)
     context(ctx)._run("quantize_rows", t.view, q.view, scale.view)
     return q.result(t.shape), scale.result(t.shape[:-1])
+
+
+class GdnInputs(NamedTuple):
+    """What one decode step of a gated delta net is given."""
+
+    q: object  # [B, key_heads, key_dim]
+    k: object  # [B, key_heads, key_dim]
+    v: object  # [B, value_heads, value_dim]
+    z: object  # [B, value_heads, value_dim]
+    b: object  # [B, value_heads]
+    a: object  # [B, value_heads]
+
+
+def gdn_decode_pack(qkvz, ba, weight, state, index, *, key_heads, key_dim, value_heads, value_dim,
+                    bias=None, silu=True, grouped=False, ctx=None):
+    """One token of B sequences -> GdnInputs: splits, convolves q | k | v, moves the state.
+
+    qkvz [B, C + value_heads*value_dim], ba [B, 2*value_heads], C channels of q | k | v
+    weight [C, W], bias [C], W >= 2; silu: behind the convolution
+
+    state    [n, C, >= W-1], changed in place: moves left by one and takes the new token
+    index    int32 or int64 [B], the state of each row, all different; -1: none, zeros come out
+    grouped  False: qkvz is q | k | v | z and ba b | a; True: so for each key head (Qwen3-Next)
+    """
+    x, gates, w = wrap(qkvz, "qkvz"), wrap(ba, "ba"), wrap(weight, "weight")
+    extra, rows, memory = optional(bias, "bias"), wrap(index, "index"), inout(state, "state")
+    o = n.options(n.cmoe_gdn_pack_options, "gdn_pack_options_default")
+    o.key_heads, o.key_dim = integer("key_heads", key_heads), integer("key_dim", key_dim)
+    o.value_heads, o.value_dim = (integer("value_heads", value_heads),
+                                  integer("value_dim", value_dim))
+    o.silu, o.grouped = 1 if silu else 0, 1 if grouped else 0
+    batch = x.view.dims[0]
+    keys, values = (batch, o.key_heads, o.key_dim), (batch, o.value_heads, o.value_dim)
+    shapes = {"q": keys, "k": keys, "v": values, "z": values, "b": values[:2], "a": values[:2]}
+    results = {name: Out(x, name, shape, x.view.dtype) for name, shape in shapes.items()}
+    out = n.cmoe_gdn_pack_out(size=sizeof(n.cmoe_gdn_pack_out))
+    for name, result in results.items():
+        setattr(out, name, result.view)
+    context(ctx)._run("gdn_pack", byref(o), x.view, gates.view, w.view, view(extra), memory.view,
+                      rows.view, byref(out))
+    return GdnInputs(*(result.result() for result in results.values()))
 
 
 # ---- what this is ---------------------------------------------------------------------------

@@ -241,6 +241,17 @@ def view(t):
     return n.cmoe_view() if t is None else t.view
 
 
+def inout(x, name):
+    """The caller's tensor, which the library changes in place: what would be copied is refused."""
+    t = wrap(x, name)
+    if isinstance(x, np.ndarray) and (t.keep is not x or not x.flags.writeable):
+        raise n.error("CMOE_ERR_ARG", "%s: %s, want an array that can be changed in place"
+                      % (name, "read-only" if t.keep is x else "foreign byte order or strides"))
+    t.view = n.cmoe_view_mut.from_buffer_copy(t.view)
+    t.view.name = name.encode()  # ctypes keeps the bytes alive with the view
+    return t
+
+
 class Out:
     """A result like `like`, to be written by the library through `view`."""
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * norm.c - RMS norm of rows, with the residual sum before it: checks and the table of kernels.
+ * norm.c - RMS norm of rows or of the heads of rows, with the residual sum before it: checks and
+ * the table of kernels.
  */
 #include "ops/norm.h"
 
@@ -52,24 +53,48 @@ static cmoe_status check_options(const cmoe_rms_norm_options *o, cmoe_error *err
     return cmoei_check_flag(o->round_sum, "round_sum", err);
 }
 
-static cmoe_status check_views(const cmoe_view *x, const cmoe_view *residual,
-                               const cmoe_view *weight, const cmoe_view_mut *out,
-                               const cmoe_view_mut *residual_out, cmoe_error *err)
+/* [rows, hidden], or [rows, heads, hidden]; `like` says which and what sizes, NULL: any. */
+static cmoei_want heads_want(const char *name, int32_t rank, const cmoe_view *like)
 {
-    CMOEI_TRY(cmoei_check_matrix(x, "x", -1, -1, "hidden", err));
-    const int64_t n = x->dims[0], h = x->dims[1];
-    const cmoei_want want = {
-        .name = "weight", .dtypes = CMOEI_FLOATS, .rank = 1, .dims = {h}, .dim_names = {"hidden"}};
+    cmoei_want w = {.name = name,
+                    .dtypes = CMOEI_FLOATS,
+                    .rank = rank,
+                    .dims = {-1, -1, -1},
+                    .dim_names = {"rows", "heads", "hidden"}};
+    if (rank == 2) w.dim_names[1] = "hidden";
+    for (int32_t i = 0; like && i < rank; i++)
+        w.dims[i] = like->dims[i];
+    return w;
+}
+
+static cmoe_status check_inputs(const cmoe_view *x, const cmoe_view *residual,
+                                const cmoe_view *weight, cmoe_error *err)
+{
+    const cmoei_want any = heads_want("x", x->rank == 3 ? 3 : 2, NULL);
+    CMOEI_TRY(cmoei_check_in(x, &any, err));
+    const cmoei_want rows = heads_want("residual", x->rank, x);
+    const cmoei_want one = {.name = "weight",
+                            .dtypes = CMOEI_FLOATS,
+                            .rank = 1,
+                            .dims = {x->dims[x->rank - 1]},
+                            .dim_names = {"hidden"}};
+    if (cmoei_given(residual)) CMOEI_TRY(cmoei_check_in(residual, &rows, err));
+    return cmoei_given(weight) ? cmoei_check_in(weight, &one, err) : CMOE_OK;
+}
+
+static cmoe_status check_outputs(const cmoe_view *x, const cmoe_view *residual,
+                                 const cmoe_view *weight, const cmoe_view_mut *out,
+                                 const cmoe_view_mut *residual_out, cmoe_error *err)
+{
+    const cmoei_want want = heads_want("out", x->rank, x);
+    const cmoei_want want_sum = heads_want("residual_out", x->rank, x);
     const cmoe_view sum = cmoe_view_of(*residual_out);
-    if (cmoei_given(residual))
-        CMOEI_TRY(cmoei_check_matrix(residual, "residual", n, h, "hidden", err));
-    if (cmoei_given(weight)) CMOEI_TRY(cmoei_check_in(weight, &want, err));
-    CMOEI_TRY(cmoei_check_matrix_out(out, "out", n, h, "hidden", err));
+    CMOEI_TRY(cmoei_check_out(out, &want, err));
     CMOEI_TRY(cmoei_check_in_place(out, "out", x, "x", err));
     if (cmoei_given(residual)) CMOEI_TRY(cmoei_check_apart(out, "out", residual, "residual", err));
     if (cmoei_given(weight)) CMOEI_TRY(cmoei_check_apart(out, "out", weight, "weight", err));
     if (!cmoei_given(&sum)) return CMOE_OK;
-    CMOEI_TRY(cmoei_check_matrix_out(residual_out, "residual_out", n, h, "hidden", err));
+    CMOEI_TRY(cmoei_check_out(residual_out, &want_sum, err));
     CMOEI_TRY(cmoei_check_in_place(residual_out, "residual_out", x, "x", err));
     if (cmoei_given(residual))
         CMOEI_TRY(cmoei_check_in_place(residual_out, "residual_out", residual, "residual", err));
@@ -78,15 +103,45 @@ static cmoe_status check_views(const cmoe_view *x, const cmoe_view *residual,
     return cmoei_check_apart(out, "out", &sum, "residual_out", err);
 }
 
+/* The planes of `args` are the heads of one token, and a token's lie `step` bytes behind those of
+ * the one before.  Rows without heads are the heads of a single token. */
 typedef struct bound {
     cmoei_norm_args args;
+    int64_t heads;
+    int64_t x_step, residual_step, out_step, sum_step;
     const cmoei_norm_kernel *kernel;
 } bound;
 
+/* Rows are numbered over all tokens: token * heads + head. */
 static void run_rows(const void *arg, int64_t row, int64_t row_end)
 {
     const bound *b = arg;
-    b->kernel->run(&b->args, row, row_end);
+    while (row < row_end) {
+        const int64_t token = row / b->heads, head = row % b->heads;
+        const int64_t n = CMOEI_MIN(b->heads - head, row_end - row);
+        cmoei_norm_args a = b->args;
+        a.x.data += token * b->x_step;
+        a.out.data += token * b->out_step;
+        if (a.residual.data) a.residual.data += token * b->residual_step;
+        if (a.residual_out.data) a.residual_out.data += token * b->sum_step;
+        b->kernel->run(&a, head, head + n);
+        row += n;
+    }
+}
+
+static int64_t token_step(const cmoe_view *v)
+{
+    return v->rank == 3 ? v->strides[0] * cmoe_dtype_bytes(v->dtype) : 0;
+}
+
+static cmoei_plane heads_plane(cmoe_view v)
+{
+    if (v.rank == 3) {
+        v.rank = 2;
+        memmove(v.dims, v.dims + 1, 2 * sizeof v.dims[0]);
+        memmove(v.strides, v.strides + 1, 2 * sizeof v.strides[0]);
+    }
+    return cmoei_plane_of(&v);
 }
 
 cmoe_status cmoe_rms_norm(cmoe_stream *s, const cmoe_rms_norm_options *options, cmoe_view x,
@@ -97,21 +152,29 @@ cmoe_status cmoe_rms_norm(cmoe_stream *s, const cmoe_rms_norm_options *options, 
     CMOEI_TRY(cmoei_check_stream(s, err));
     CMOEI_TRY(cmoei_options_read(&o, sizeof o, options, "cmoe_rms_norm_options", err));
     CMOEI_TRY(check_options(&o, err));
-    CMOEI_TRY(check_views(&x, &residual, &weight, &out, &residual_out, err));
-    const int64_t rows = x.dims[0], hidden = x.dims[1];
-    if (rows == 0 || hidden == 0) return CMOE_OK;
-    const int32_t stored = residual_out.data ? residual_out.dtype : x.dtype;
-    const bound b = {.args = {.x = cmoei_plane_of(&x),
-                              .residual = cmoei_plane_of(&residual),
+    CMOEI_TRY(check_inputs(&x, &residual, &weight, err));
+    CMOEI_TRY(check_outputs(&x, &residual, &weight, &out, &residual_out, err));
+    const int64_t elements = cmoei_elements(&x), hidden = x.dims[x.rank - 1];
+    if (elements == 0) return CMOE_OK;
+    const cmoe_view y = cmoe_view_of(out), sum = cmoe_view_of(residual_out);
+    const bound b = {.args = {.x = heads_plane(x),
+                              .residual = heads_plane(residual),
                               .weight = cmoei_plane_of(&weight),
-                              .out = cmoei_plane_mut(&out),
-                              .residual_out = cmoei_plane_mut(&residual_out),
+                              .out = heads_plane(y),
+                              .residual_out = heads_plane(sum),
                               .hidden = hidden,
                               .eps = o.eps,
                               .weight_offset = o.weight_offset,
                               .order = o.order,
-                              .sum_dtype = o.round_sum ? stored : 0},
+                              .sum_dtype = !o.round_sum ? 0
+                                           : sum.data   ? sum.dtype
+                                                        : x.dtype},
+                     .heads = x.dims[x.rank - 2],
+                     .x_step = token_step(&x),
+                     .residual_step = token_step(&residual),
+                     .out_step = token_step(&y),
+                     .sum_step = token_step(&sum),
                      .kernel = cmoei_table_pick(&cmoei_norm_table, s->ctx->features, 0)};
-    cmoei_rows_run(s->ctx, rows, 4.0 * (double)rows * (double)hidden, run_rows, &b);
+    cmoei_rows_run(s->ctx, elements / hidden, 4.0 * (double)elements, run_rows, &b);
     return CMOE_OK;
 }

@@ -10,6 +10,7 @@
  * at other places, on other numbers of threads, in chunks, with unpacked and re-laid weights, at
  * odd addresses, strided, recorded, replayed, and while another layer runs on the same context.
  * Instruction sets are compared too: all agree, but for bf16 where vdpbf16ps rounds in its own way.
+ * The same for attention (attention.c).  Whole models are compared in golden/models.
  */
 #define _POSIX_C_SOURCE 200809L /* clock_gettime */
 #include <pthread.h>
@@ -19,36 +20,16 @@
 #include <string.h>
 #include <time.h>
 
+#include "bits.h"
 #include "core/core.h"
 #include "world.h"
 
-enum { THREAD_COUNTS = 4, LEVELS = 8 };
 static const int32_t thread_counts[THREAD_COUNTS] = {1, 2, 3, 8};
 
-enum {
-    ALONE,
-    BATCH,
-    THREADS,
-    CHUNKED,
-    UNPACKED,
-    RELAID,
-    ODD,
-    STRIDED,
-    CAPTURED,
-    REPLAYED,
-    BESIDE,
-    MODE,
-    ISAS,
-    KINDS
-};
 static const char *const kind_names[KINDS] = {
-    "token alone",          "other batch and place",   "threads",    "chunked",  "unpacked",
-    "other weight layout",  "odd addresses",           "strided",    "captured", "replayed",
-    "another layer beside", "caller rounds otherwise", "across ISAs"};
-
-typedef struct tally {
-    int64_t compared[KINDS], different[KINDS];
-} tally;
+    "token alone",          "other batch and place",   "threads",         "chunked",    "unpacked",
+    "other weight layout",  "odd addresses",           "strided",         "captured",   "replayed",
+    "another layer beside", "caller rounds otherwise", "scattered pages", "across ISAs"};
 
 static double now(void)
 {
@@ -57,23 +38,22 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+void bits_compare(tally *t, int kind, const char *title, const char *isa, int64_t token,
+                  const void *got, const void *want, int64_t bytes)
+{
+    t->compared[kind]++;
+    if (!memcmp(got, want, (size_t)bytes)) return;
+    if (t->different[kind]++ < 3)
+        printf("DIFFERS %s, %s, token %lld: %s\n", kind_names[kind], isa, (long long)token, title);
+}
+
 static void compare(tally *t, int kind, const world *w, const char *isa, int64_t token,
                     const void *got, const void *want)
 {
-    t->compared[kind]++;
-    if (!memcmp(got, want, (size_t)world_out_bytes(w))) return;
-    if (t->different[kind]++ < 3) {
-        char title[400];
-        world_title(w, title, sizeof title);
-        printf("DIFFERS %s, %s, token %lld: %s\n", kind_names[kind], isa, (long long)token, title);
-    }
+    char title[400];
+    world_title(w, title, sizeof title);
+    bits_compare(t, kind, title, isa, token, got, want, world_out_bytes(w));
 }
-
-/* One context for every thread count of one instruction set. */
-typedef struct level {
-    const char *name;
-    cmoe_ctx *ctx[THREAD_COUNTS];
-} level;
 
 typedef struct scene {
     world *w;
@@ -284,8 +264,10 @@ int main(int argc, char **argv)
     uint64_t worlds = 0;
     /* The first seed of a process is fixed, so that what fails once fails again. */
     do {
-        for (int f = 0; f < 3; f++)
+        for (int f = 0; f < 3; f++) {
             one_world(1000 * worlds + (uint64_t)f, formats[f], levels, n, &t);
+            bits_attention(1000 * worlds + (uint64_t)f, levels, n, &t);
+        }
         worlds++;
     } while (now() - start < seconds);
     int64_t compared = 0, different = 0;
@@ -295,7 +277,8 @@ int main(int argc, char **argv)
         compared += t.compared[k];
         different += t.different[k];
     }
-    printf("check-bits: %lld layers of f32, bf16 and int8 on", (long long)(3 * worlds));
+    printf("check-bits: %lld layers of f32, bf16 and int8, as many attentions, on",
+           (long long)(3 * worlds));
     for (int i = 0; i < n; i++)
         printf(" %s", levels[i].name);
     printf(": %lld comparisons, %lld mismatches\n", (long long)compared, (long long)different);

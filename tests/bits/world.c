@@ -21,7 +21,7 @@ _Noreturn void world_die(const char *what, const cmoe_error *err)
     exit(1);
 }
 
-static void *get(int64_t bytes)
+void *world_memory(int64_t bytes)
 {
     void *p = malloc((size_t)(bytes > 0 ? bytes : 1));
     if (!p) {
@@ -38,7 +38,7 @@ int64_t world_draw(world *w, int64_t low, int64_t high)
 
 static float *normals(world *w, int64_t n, float scale)
 {
-    float *p = get(n * (int64_t)sizeof *p);
+    float *p = world_memory(n * (int64_t)sizeof *p);
     for (int64_t i = 0; i < n; i++)
         p[i] = cmoe_random_normal(w->seed, w->draws++, 2) * scale;
     return p;
@@ -88,7 +88,7 @@ static void draw_options(world *w)
 
 world *world_make(uint64_t seed, int32_t format)
 {
-    world *w = get(sizeof *w);
+    world *w = world_memory(sizeof *w);
     memset(w, 0, sizeof *w);
     w->seed = seed;
     w->format = format;
@@ -142,7 +142,7 @@ void world_title(const world *w, char *text, int64_t size)
 static cmoe_view laid_out(built *b, const float *src, int64_t E, int64_t N, int64_t K,
                           const cmoe_experts_options *pairs, how h)
 {
-    char *p = get(E * N * K * 4 + 8);
+    char *p = world_memory(E * N * K * 4 + 8);
     b->memory[b->blocks++] = p;
     p += h.odd;
     for (int64_t e = 0; e < E; e++) {
@@ -250,20 +250,20 @@ int64_t world_out_bytes(const world *w)
     return w->hidden * cmoe_dtype_bytes(w->out_dtype);
 }
 
-/* Room for [n, H] elements in this layout, and the view over it. */
-static cmoe_view_mut room(const world *w, int32_t dtype, int64_t n, layout l, void **memory)
+/* Room for [n, cols] elements in this layout, and the view over it. */
+cmoe_view_mut world_room(int32_t dtype, int64_t n, int64_t cols, layout l, void **memory)
 {
-    const int64_t bytes = cmoe_dtype_bytes(dtype), row = w->hidden * l.col + l.row_gap;
-    char *p = get(n * row * bytes + 8);
+    const int64_t bytes = cmoe_dtype_bytes(dtype), row = cols * l.col + l.row_gap;
+    char *p = world_memory(n * row * bytes + 8);
     memset(p, 0x7f, (size_t)(n * row * bytes + 8));
     *memory = p;
-    cmoe_view_mut v = cmoe_view_mut_2d(p + l.odd, dtype, n, w->hidden);
+    cmoe_view_mut v = cmoe_view_mut_2d(p + l.odd, dtype, n, cols);
     v.strides[0] = row;
     v.strides[1] = l.col;
     return v;
 }
 
-static void caller_mode(bool odd)
+void world_caller_mode(bool odd)
 {
     fesetround(odd ? FE_UPWARD : FE_TONEAREST);
 #if defined(__x86_64__)
@@ -277,8 +277,8 @@ void world_run(const world *w, const built *b, const int64_t *tokens, int64_t n,
 {
     cmoe_error err = {0};
     void *x_memory, *out_memory;
-    const cmoe_view_mut x = room(w, w->x_dtype, n, l, &x_memory);
-    const cmoe_view_mut y = room(w, w->out_dtype, n, l, &out_memory);
+    const cmoe_view_mut x = world_room(w->x_dtype, n, w->hidden, l, &x_memory);
+    const cmoe_view_mut y = world_room(w->out_dtype, n, w->hidden, l, &out_memory);
     for (int64_t i = 0; i < n; i++)
         cmoei_store_f32(cmoei_at_mut(&x, i, 0), w->x_dtype, l.col, w->x + tokens[i] * w->hidden,
                         w->hidden);
@@ -294,15 +294,15 @@ void world_run(const world *w, const built *b, const int64_t *tokens, int64_t n,
     int64_t bytes;
     if (cmoe_layer_bytes(b->layer, n, &bytes, NULL, &err) != CMOE_OK)
         world_die("layer bytes", &err);
-    void *scratch = get(bytes);
+    void *scratch = world_memory(bytes);
     memset(scratch, 0xff, (size_t)bytes); /* NaN: what is read without being written shows */
     cmoe_arena arena = cmoe_arena_make(scratch, bytes);
     cmoe_stream *s = NULL;
     if (cmoe_stream_create(&s, b->ctx, &err) != CMOE_OK) world_die("stream", &err);
-    if (l.mode) caller_mode(true);
+    if (l.mode) world_caller_mode(true);
     const cmoe_status status =
         cmoe_layer_forward(s, b->layer, cmoe_view_of(x), &call, y, &arena, &err);
-    if (l.mode) caller_mode(false);
+    if (l.mode) world_caller_mode(false);
     if (status != CMOE_OK) world_die("forward", &err);
     cmoe_stream_free(s);
     const int64_t element = cmoe_dtype_bytes(w->out_dtype);

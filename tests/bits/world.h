@@ -66,6 +66,9 @@ typedef struct layout {
  * when they are not NULL; replay: ids (and weights) are forced. */
 void world_run(const world *w, const built *b, const int64_t *tokens, int64_t n, layout l,
                int32_t *ids, float *weights, bool replay, void *out);
+cmoe_view_mut world_room(int32_t dtype, int64_t rows, int64_t cols, layout l, void **memory);
+void world_caller_mode(bool odd);        /* rounds upwards and flushes; false: as usual */
+void *world_memory(int64_t bytes);       /* ends the program when there is none */
 int64_t world_out_bytes(const world *w); /* of one token */
 
 _Noreturn void world_die(const char *what, const cmoe_error *err);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * vmath.c - exp, log and friends: errors against libm in double, special values, and equal bits of
+ * vmath.c - exp, log, sine and friends: errors against libm in double, special values, and equal bits of
  * the scalar, AVX2 and AVX-512 builds.
  *
  *     kernels_vmath [STEP]     every STEP-th of the 2^32 floats (997: a prime, so that all
@@ -66,14 +66,22 @@ static double truth(int f, double x, double *bound)
         want = x / (1 + exp(-y));
         *bound = (4.2 + (y < 700 ? 4 * fabs(y) / (1 + exp(y)) : 0)) * U * fabs(want) + 0x1p-123;
         break;
+    case VMATH_SIN: /* one rounding, of a double that is right to 2^-36 */
+        want = fabs(x) > 0x1p48 ? NAN : sin(x);
+        *bound = .51 * ulp(want);
+        break;
+    case VMATH_COS:
+        want = fabs(x) > 0x1p48 ? NAN : cos(x);
+        *bound = .51 * ulp(want);
+        break;
     default:
         *bound = 0;
     }
     return want;
 }
 
-static const char *const names[VMATH_COUNT] = {"exp",  "log",      "log1p",    "sigmoid",
-                                               "silu", "softplus", "gelu_tanh"};
+static const char *const names[VMATH_COUNT] = {"exp",      "log",       "log1p", "sigmoid", "silu",
+                                               "softplus", "gelu_tanh", "sin",   "cos"};
 
 typedef struct found {
     int64_t bad[VMATH_COUNT], differ[VMATH_COUNT][BUILDS];
@@ -191,6 +199,8 @@ static void special(kc *c)
         [VMATH_SILU] = {NAN, -0.0f, 0, INFINITY}, /* -inf * 0 */
         [VMATH_SOFTPLUS] = {0, 0.693147182f, 0.693147182f, INFINITY},
         [VMATH_GELU] = {NAN, -0.0f, 0, INFINITY},
+        [VMATH_SIN] = {NAN, -0.0f, 0, NAN},
+        [VMATH_COS] = {NAN, 1, 1, NAN},
     };
     const float x[4] = {-INFINITY, -0.0f, 0.0f, INFINITY};
     for (int k = 0; k < VMATH_COUNT; k++) {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""rms_norm, sigmoid_mul, add_shared_expert and quantize_rows against the reference."""
+"""rms_norm, sigmoid_mul, add_shared_expert, quantize_rows and gdn_decode_pack against numpy."""
 import numpy as np
 
 import cmoe
@@ -78,6 +78,86 @@ class Ops(TestCase):
         q, scale = cmoe.quantize_rows(x)
         self.assertEqual((q.shape, scale.shape), (x.shape, x.shape[:-1]))
         self.assertEqual(cmoe.quantize_rows(x[:0])[1].shape, (0, 3, 4))
+
+    def gdn_case(self, rng, batch, heads, width, slack, grouped, bias, silu):
+        """What gdn_decode_pack is given, as float32, and what it must give, in float64."""
+        key_heads, key_dim, value_heads, value_dim = heads
+        q, v, share = key_heads * key_dim, value_heads * value_dim, value_heads // key_heads
+        normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+        qkvz, ba = normal(batch, 2 * q + 2 * v), normal(batch, 2 * value_heads)
+        weight, state = normal(2 * q + v, width), normal(6, 2 * q + v, width - 1 + slack)
+        extra = normal(2 * q + v) if bias else None
+        index = rng.permutation(6)[:batch]
+        index[rng.random(batch) < .3] = -1
+        parts = [qkvz[:, :q], qkvz[:, q:2 * q], qkvz[:, 2 * q:2 * q + v], qkvz[:, 2 * q + v:]]
+        gates = [ba[:, :value_heads], ba[:, value_heads:]]
+        if grouped:
+            cuts = np.cumsum([key_dim, key_dim, share * value_dim])
+            parts = np.split(qkvz.reshape(batch, key_heads, -1), cuts, -1)
+            gates = np.split(ba.reshape(batch, key_heads, -1), 2, -1)
+        parts = [p.reshape(batch, -1).astype(np.float64) for p in parts]
+        x = np.concatenate(parts[:3], 1)
+        moved, y = state.copy(), np.zeros_like(x)
+        bound = np.zeros_like(x)
+        for row in np.nonzero(index >= 0)[0]:
+            window = np.concatenate([state[index[row], :, :width - 1], x[row][:, None]], 1)
+            terms = window.astype(np.float64) * weight
+            terms = np.concatenate([terms, (extra if bias else np.zeros(2 * q + v))[:, None]], 1)
+            y[row] = terms.sum(1)
+            # A chain of width fused multiply-adds; SiLU's slope is below 1.1, its error 4.2 units.
+            bound[row] = np.abs(terms).sum(1) * (width * 1.1 + 5) * 2.0 ** -23
+            moved[index[row], :, :width - 1] = window[:, 1:]
+        y = y / (1 + np.exp(-y)) if silu else y
+        alive = (index >= 0)[:, None]
+        want = [y[:, :q], y[:, q:2 * q], y[:, 2 * q:], parts[3] * alive]
+        want += [g.reshape(batch, -1) * alive for g in gates]
+        bounds = [bound[:, :q], bound[:, q:2 * q], bound[:, 2 * q:], 0, 0, 0]
+        return (qkvz, ba, weight, state, index, extra), want, bounds, moved
+
+    def test_gdn_decode_pack(self):
+        rng = np.random.default_rng(35)
+        for draw in range(16):
+            heads = (2, 5, 4, 3) if draw % 3 else (1, 16, 2, 33)
+            flags = dict(grouped=bool(draw & 1), silu=bool(draw & 2))
+            (qkvz, ba, weight, state, index, bias), want, bounds, moved = self.gdn_case(
+                rng, 4, heads, 2 + draw % 4, draw % 2, bias=bool(draw & 4), **flags)
+            index = index.astype(np.int64 if draw & 8 else np.int32)
+            for isa, ctx in contexts():
+                what = "gdn_decode_pack %s %d" % (isa, draw)
+                memory = strided(rng, state.copy())
+                while min(memory.strides) < 0:  # an output has none
+                    memory = strided(rng, state.copy())
+                got = cmoe.gdn_decode_pack(
+                    strided(rng, qkvz), strided(rng, ba), strided(rng, weight), memory, index,
+                    key_heads=heads[0], key_dim=heads[1], value_heads=heads[2],
+                    value_dim=heads[3], bias=bias, ctx=ctx, **flags)
+                self.assertEqual([g.shape[1:] for g in got],
+                                 [heads[:2]] * 2 + [heads[2:]] * 2 + [heads[2:3]] * 2)
+                for name, result, right, bound in zip(got._fields, got, want, bounds):
+                    self.near(result.reshape(4, -1), right, bound, what + " " + name)
+                self.same(memory, moved, what + " state")
+
+    def test_gdn_decode_pack_errors(self):
+        sizes = dict(key_heads=1, key_dim=2, value_heads=1, value_dim=2)
+        x, ba = np.zeros((2, 8), np.float32), np.zeros((2, 2), np.float32)
+        w, state, index = x[:, :3].repeat(3, 0), np.zeros((3, 6, 2), np.float32), np.arange(2)
+        pack = cmoe.gdn_decode_pack
+        self.fails(ValueError, "CMOE_ERR_RANGE", "index[0] and index[1] are both 2", pack, x, ba, w,
+                   state, np.full(2, 2), **sizes)
+        self.fails(ValueError, "CMOE_ERR_RANGE", "index[1] = 3", pack, x, ba, w, state,
+                   np.array([0, 3]), **sizes)
+        self.fails(ValueError, "CMOE_ERR_SHAPE", "qkvz", pack, x[:, :7], ba, w, state, index,
+                   **sizes)
+        self.fails(TypeError, "CMOE_ERR_DTYPE", "state", pack, x, ba, w, state.astype(np.int32),
+                   index, **sizes)
+        self.fails(ValueError, "CMOE_ERR_RANGE", "key_dim = 0", pack, x, ba, w, state, index,
+                   **dict(sizes, key_dim=0))
+        fixed = state.copy()
+        fixed.flags.writeable = False
+        self.fails(ValueError, "CMOE_ERR_ARG", "state: read-only", pack, x, ba, w, fixed, index,
+                   **sizes)
+        self.fails(ValueError, "CMOE_ERR_ARG", "state: foreign byte order", pack, x, ba, w,
+                   state.astype(state.dtype.newbyteorder()), index, **sizes)
 
     def test_errors(self):
         x = np.zeros((2, 5), np.float32)

@@ -21,9 +21,11 @@ LOOP(sigmoidf)
 LOOP(siluf)
 LOOP(softplusf)
 LOOP(gelu_tanhf)
+LOOP(sinf)
+LOOP(cosf)
 
 const vmath_loop CMOEI_SIMD(vmath_loops)[VMATH_COUNT] = {
     [VMATH_EXP] = loop_expf,         [VMATH_LOG] = loop_logf,   [VMATH_LOG1P] = loop_log1pf,
     [VMATH_SIGMOID] = loop_sigmoidf, [VMATH_SILU] = loop_siluf, [VMATH_SOFTPLUS] = loop_softplusf,
-    [VMATH_GELU] = loop_gelu_tanhf,
+    [VMATH_GELU] = loop_gelu_tanhf,  [VMATH_SIN] = loop_sinf,   [VMATH_COS] = loop_cosf,
 };

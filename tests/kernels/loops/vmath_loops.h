@@ -18,6 +18,8 @@ enum {
     VMATH_SILU,
     VMATH_SOFTPLUS,
     VMATH_GELU,
+    VMATH_SIN,
+    VMATH_COS,
     VMATH_COUNT
 };
 
