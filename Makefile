@@ -6,6 +6,7 @@ P      ?= release
 LABEL  ?=
 N      ?= 30
 PREFIX ?= /usr/local
+FUZZ   ?=
 BENCH  ?= --hidden 2048 --inter 768 --experts 128 --topk 8 --tokens 1,16,256 --dtype bf16
 
 BUILD := $(if $(filter release,$(P)),build,build/$(P))
@@ -36,8 +37,8 @@ test: all ## every test that needs no GPU and no network (LABEL=threads: only th
 check-bits: all ## the same bits over batches, positions, threads, addresses, ISAs (N=seconds)
 	@$(BUILD)/tests/bits/bits $(N)
 
-test-golden: all ## against values computed independently by numpy in float64
-	@$(RUN) --label golden
+test-golden: all ## against values from transformers, and from numpy in float64
+	@$(RUN) --label golden --show
 
 test-grad: deps ## gradients against finite differences
 	@echo "test-grad: 0 passed, 0 failed (no backward kernels yet)"
@@ -51,14 +52,14 @@ test-serve: deps ## the HTTP server
 test-python: all ## the Python binding
 	@$(RUN) --label python
 
-test-large: all ## more than 2^31 elements, and every float through vmath: much memory, many minutes
-	@$(RUN) --label large
+test-large: all ## more than 2^31 elements, every float through vmath, a model of 8 GB: many minutes
+	@$(RUN) --label large --show --jobs 1
 
 bench: all ## time a layer (BENCH="--hidden H --inter I ..."), JSON with BENCH="... --json"
 	@$(BUILD)/cmoe bench layer $(BENCH)
 
-fuzz: deps ## feed random bytes to every parser
-	@echo "fuzz: 0 passed, 0 failed (no parser of foreign bytes yet)"
+fuzz: deps ## feed random bytes to every parser (FUZZ_RUNS=10000000 for each; needs clang)
+	@python3 tests/fuzz/run.py $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS)) $(FUZZ)
 
 lint: deps ## who includes whom, forbidden calls, SPDX lines, format
 	@python3 tests/lint/lint.py

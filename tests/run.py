@@ -71,6 +71,7 @@ def main():
     parser.add_argument("--label", help="only tests with this label")
     parser.add_argument("--exclude", help="no tests with this label")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--show", action="store_true", help="print what the programs print, too")
     args = parser.parse_args()
     self_test()
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +82,10 @@ def main():
     for case in cases:
         if case.get("status") == "disabled":
             continue
-        counts, complaint = tally(case.get("status") == "run", case.findtext("system-out") or "")
+        text = case.findtext("system-out") or ""
+        if args.show and case.get("status") == "run":  # ctest shows those that failed itself
+            print("\n" + text.rstrip())
+        counts, complaint = tally(case.get("status") == "run", text)
         total = [a + b for a, b in zip(total, counts)]
         if complaint:
             complaints.append("FAILED %s: %s" % (case.get("name"), complaint))

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "bench.h"
+#include "model.h"
 #include "report.h"
 #include "verbs.h"
 
@@ -69,6 +70,7 @@ static const option options[] = {
      .type = OPTION_CHOICE,
      .offset = AT(dtype),
      .choices = dtype_names,
+     .later = model_dtypes_later,
      .initial = "bf16",
      .help = "format of the weights"},
     {.name = "repeat",

@@ -10,30 +10,40 @@
 #include <link.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "check.h"
 #include "cmoe/layer.h"
+#include "cmoe/weights.h"
 #include "limits.h"
+#include "model.h"
 #include "report.h"
 #include "synth.h"
 #include "verbs.h"
 
 typedef struct doctor_options {
+    model_flags model;
     common_options common;
 } doctor_options;
 
-static const option options[] = {OPTIONS_COMMON(doctor_options)};
+static const option options[] = {OPTION_MODEL(doctor_options, false),
+                                 OPTIONS_MODEL(doctor_options, "auto"),
+                                 OPTIONS_COMMON(doctor_options)};
 
 const option_verb doctor_verb = {
     .name = "doctor",
     .summary = "what this machine has, and whether all is well",
     .examples = "  cmoe doctor\n"
+                "  cmoe doctor MODEL           is this model complete and right\n"
                 "  cmoe doctor --isa avx2      what would be chosen with AVX2 only\n"
                 "  cmoe doctor --json\n",
     .text = "Shows the CPU and what of it is used, the kernel variants that are chosen, measured "
             "limits, memory, optional libraries; runs a small layer in every format on every "
             "instruction set and compares it with a double computation. Exit status 0 when all of "
-            "them are right, 1 when one is not (the report then goes to stderr).",
+            "them are right, 1 when one is not (the report then goes to stderr).\n"
+            "\n"
+            "With MODEL it also reads config.json and the headers of all files, and finds a place "
+            "for every tensor; 3 when something is wrong there, with a line for each problem.",
     .options = options,
 };
 
@@ -165,12 +175,40 @@ static const char *format_name(int32_t dtype)
     return dtype ? cmoe_dtype_name(dtype) : "any";
 }
 
+/* ---- a model --------------------------------------------------------------------------------- */
+
+/* The files by themselves, then the model that they make up: a line for each problem. */
+static int check_model(const doctor_options *o, const tool_session *session, cmoe_model_info *info)
+{
+    cmoe_error files = {.size = sizeof files}, whole = {.size = sizeof whole};
+    cmoe_checkpoint *c = NULL;
+    const char *path = o->model.path;
+    *info = (cmoe_model_info){.size = sizeof *info};
+    if (!path) return 0;
+    struct stat st;
+    int status = model_check_path(path);
+    if (stat(path, &st) != 0 || !S_ISDIR(st.st_mode)) return status;
+    const cmoe_status opened = cmoe_checkpoint_open(&c, session->ctx, path, &files);
+    cmoe_checkpoint_free(c);
+    if (opened == CMOE_OK)
+        return status ? status : model_plan(session, &o->model, model_format(o->model.dtype), info);
+    /* config.json may be wrong as well; the same text twice helps nobody. */
+    cmoe_model_options m;
+    cmoe_model_options_default(&m, sizeof m);
+    const cmoe_status bad = cmoe_model_plan(session->ctx, path, &m, info, &whole);
+    if (status == 0 && bad != CMOE_OK && strcmp(files.text, whole.text) != 0)
+        model_fail(bad, path, &whole);
+    return model_fail(opened, path, &files);
+}
+
 /* ---- the report ------------------------------------------------------------------------------ */
 
 typedef struct findings {
     machine m;
     limits l;
     const cmoe_ctx *ctx;
+    const char *path; /* of the model, or NULL */
+    cmoe_model_info info;
     cmoe_variant variants[MOST_VARIANTS];
     checkup checks[MOST_CHECKUPS];
     int64_t n_variants;
@@ -213,11 +251,22 @@ static json_t *checks_json(const findings *f)
     return list;
 }
 
+static json_t *model_json(const findings *f)
+{
+    const cmoe_model_info *i = &f->info;
+    return json_pack("{so ss sI sI sI so}", "path", report_json_text(f->path), "type", i->type,
+                     "tensors", (json_int_t)i->tensors, "ignored", (json_int_t)i->ignored,
+                     "file_bytes", (json_int_t)i->file_bytes, "bytes", model_bytes_json(&i->bytes));
+}
+
 static json_t *report_object(const findings *f)
 {
-    return json_pack("{so so so so so sb}", "machine", machine_json(&f->m, f->ctx), "limits",
-                     limits_json(&f->l), "variants", variants_json(f), "libraries",
-                     libraries_json(), "checks", checks_json(f), "ok", (int)(f->wrong == 0));
+    json_t *object =
+        json_pack("{so so so so so sb}", "machine", machine_json(&f->m, f->ctx), "limits",
+                  limits_json(&f->l), "variants", variants_json(f), "libraries", libraries_json(),
+                  "checks", checks_json(f), "ok", (int)(f->wrong == 0));
+    if (object && f->path) json_object_set_new(object, "model", model_json(f));
+    return object;
 }
 
 static void print_size(FILE *to, const char *name, int64_t bytes)
@@ -293,6 +342,15 @@ static void print_report(FILE *to, const findings *f, report_style style)
     fprintf(to, "\n%sSelf check: a layer against double, %d tokens each%s\n", style.bold,
             CHECK_TOKENS, style.off);
     print_checks(to, f, style);
+    if (f->path)
+        fprintf(
+            to,
+            "\n%sModel%s\n%s: %lld tensors used, %lld ignored, %s of files, %s in memory as %s: "
+            "%sright%s\n",
+            style.bold, style.off, f->info.type, (long long)f->info.tensors,
+            (long long)f->info.ignored, size_of(f->info.file_bytes).s,
+            size_of(f->info.bytes.total).s, model_format_name(f->info.format), style.good,
+            style.off);
     if (f->wrong == 0) fprintf(to, "\n%sAll is well.%s\n", style.good, style.off);
 }
 
@@ -332,10 +390,12 @@ int doctor_main(int argc, char **argv)
         return report_fail(EXIT_MEMORY, "doctor", "no memory");
     }
     f->ctx = session.ctx;
+    f->path = o.model.path;
+    status = check_model(&o, &session, &f->info);
     machine_read(&f->m);
     f->n_variants = chosen_variants(session.ctx, f->variants);
     report_progress(o.common.quiet, "measuring this machine's limits");
-    status = limits_open(&f->l, &f->m, cmoe_ctx_threads(session.ctx));
+    if (status == 0) status = limits_open(&f->l, &f->m, cmoe_ctx_threads(session.ctx));
     report_progress(o.common.quiet, "checking every instruction set");
     if (status == 0) status = check_all(&o, f->checks, &f->n_checks, &f->wrong);
     if (status == 0) status = print_findings(f, o.common.json);

@@ -218,7 +218,7 @@ double limits_read(limits *l)
     return best;
 }
 
-int limits_open(limits *l, const machine *m, int32_t threads)
+int limits_open_read(limits *l, const machine *m, int32_t threads)
 {
     int64_t bytes = 4 * m->llc_bytes;
     if (bytes < (int64_t)1 << 30) bytes = (int64_t)1 << 30;
@@ -235,9 +235,15 @@ int limits_open(limits *l, const machine *m, int32_t threads)
     madvise(l->buffer, (size_t)l->buffer_bytes, MADV_HUGEPAGE);
     crew_run(threads, fill_thread, l);
     limits_read(l);
-    for (int f = 0; f < LIMIT_FORMATS; f++)
-        limits_peak(l, f);
     return 0;
+}
+
+int limits_open(limits *l, const machine *m, int32_t threads)
+{
+    const int status = limits_open_read(l, m, threads);
+    for (int f = 0; f < LIMIT_FORMATS && status == 0; f++)
+        limits_peak(l, f);
+    return status;
 }
 
 void limits_close(limits *l)

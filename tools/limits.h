@@ -29,6 +29,7 @@ typedef struct limits {
 /* Takes the buffer that bandwidth is measured on (4 times the last-level cache, at least 1 GiB, at
  * most a quarter of the free memory) and measures everything once. */
 int limits_open(limits *l, const machine *m, int32_t threads);
+int limits_open_read(limits *l, const machine *m, int32_t threads); /* bandwidth only */
 void limits_close(limits *l); /* gives the buffer back; the figures stay */
 
 double limits_read(limits *l);           /* GB/s now: the best of three passes */

@@ -87,6 +87,45 @@ static void read_caches(machine *m)
 #endif
 }
 
+/* What a group may still take; a negative number when it has no limit.  Pages of files count as used
+ * there, but they go when memory is short. */
+static int64_t cgroup_left(const char *folder)
+{
+    char path[512], most[32], used[32], line[128];
+    snprintf(path, sizeof path, "%s/memory.max", folder);
+    if (!read_line(path, most, sizeof most) || !strcmp(most, "max")) return -1;
+    snprintf(path, sizeof path, "%s/memory.current", folder);
+    if (!read_line(path, used, sizeof used)) return -1;
+    int64_t left = atoll(most) - atoll(used);
+    snprintf(path, sizeof path, "%s/memory.stat", folder);
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof line, f)) {
+        if (!strncmp(line, "inactive_file ", 14)) left += atoll(line + 14);
+        if (!strncmp(line, "active_file ", 12)) left += atoll(line + 12);
+    }
+    if (f) fclose(f);
+    return left < 0 ? 0 : left;
+}
+
+/* A container or a service may be allowed less than the machine has, by any group above it. */
+static void limit_to_cgroups(machine *m)
+{
+    static const char root[] = "/sys/fs/cgroup";
+    char line[384] = "0::", folder[448];
+    FILE *f = fopen("/proc/self/cgroup", "r");
+    while (f && fgets(line, sizeof line, f)) {
+        line[strcspn(line, "\n")] = '\0';
+        if (!strncmp(line, "0::", 3)) break;
+    }
+    if (f) fclose(f);
+    snprintf(folder, sizeof folder, "%s%s", root, strncmp(line, "0::", 3) ? "" : line + 3);
+    while (strlen(folder) >= sizeof root - 1) {
+        const int64_t left = cgroup_left(folder);
+        if (left >= 0 && left < m->available_bytes) m->available_bytes = left;
+        *strrchr(folder, '/') = '\0'; /* there is one: it begins with root */
+    }
+}
+
 static void read_memory(machine *m)
 {
     char line[256];
@@ -97,13 +136,7 @@ static void read_memory(machine *m)
         if ((v = value_of(line, "MemAvailable"))) m->available_bytes = atoll(v) * 1024;
     }
     if (f) fclose(f);
-    /* A container may be allowed less than the machine has. */
-    char most[32], used[32];
-    if (read_line("/sys/fs/cgroup/memory.max", most, sizeof most) && strcmp(most, "max") != 0 &&
-        read_line("/sys/fs/cgroup/memory.current", used, sizeof used)) {
-        const int64_t left = atoll(most) - atoll(used);
-        if (left > 0 && left < m->available_bytes) m->available_bytes = left;
-    }
+    limit_to_cgroups(m);
 }
 
 static void read_huge_pages(machine *m)

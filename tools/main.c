@@ -18,9 +18,8 @@ typedef struct verb {
 } verb;
 
 static const verb verbs[] = {
-    {&bench_layer_verb, bench_layer_main},
-    {&demo_verb, demo_main},
-    {&doctor_verb, doctor_main},
+    {&inspect_verb, inspect_main},         {&plan_verb, plan_main}, {&logits_verb, logits_main},
+    {&bench_layer_verb, bench_layer_main}, {&demo_verb, demo_main}, {&doctor_verb, doctor_main},
 };
 enum { VERBS = sizeof verbs / sizeof verbs[0] };
 
@@ -31,6 +30,8 @@ static void help(FILE *to)
             "Examples:\n"
             "  cmoe demo                   see a layer work, in about ten seconds\n"
             "  cmoe doctor                 what this machine has, and whether all is well\n"
+            "  cmoe plan MODEL             does this model fit, and how fast will it be\n"
+            "  cmoe logits MODEL --ids 1,2,3 --out logits.safetensors\n"
             "  cmoe bench layer --help     flags and examples of one verb\n\n"
             "Verbs:\n",
             cmoe_version());
@@ -38,8 +39,10 @@ static void help(FILE *to)
         fprintf(to, "  %-18s  %s\n", verbs[i].about->name, verbs[i].about->summary);
     fprintf(to, "  %-18s  %s\n  %-18s  %s\n", "help [VERB]", "show this text, or that of a verb",
             "--version", "show the version");
-    fprintf(to, "\nEvery verb: --help --json --quiet --threads N --isa LEVEL --device cpu\n"
-                "Exit status: 0 done, 1 failure, 2 wrong flag, 4 out of memory, 130 cancelled\n");
+    fprintf(to, "\nMODEL is a directory as it lies on a model hub: config.json, *.safetensors\n"
+                "Every verb: --help --json --quiet --threads N --isa LEVEL --device cpu\n"
+                "Exit status: 0 done, 1 failure, 2 wrong flag or prompt, 3 bad file (a model, a\n"
+                "  routing), 4 out of memory, 5 a rank was lost, 130 cancelled\n");
 }
 
 /* How many of argv make up the name of this verb; 0 when it is another one. */

@@ -79,6 +79,9 @@ static void accepted(const option *o, char *text, size_t size)
     case OPTION_INTS:
         snprintf(text, size, "%.0f to %.0f, separated by commas", o->least, o->most);
         break;
+    case OPTION_LIST:
+        snprintf(text, size, "whole numbers separated by commas, or @FILE that holds them");
+        break;
     case OPTION_FLOAT:
         snprintf(text, size, "%g to %g", o->least, o->most);
         break;
@@ -107,7 +110,7 @@ static int bad_value(const option *o, const char *value, const char *why)
 static int missing(const option *o, const char *why)
 {
     char flag[64], want[256];
-    snprintf(flag, sizeof flag, "--%s", o->name);
+    snprintf(flag, sizeof flag, "%s%s", o->positional ? "" : "--", o->name);
     accepted(o, want, sizeof want);
     return report_fail(EXIT_USAGE, flag, "%s, want %s", why, want);
 }
@@ -142,6 +145,73 @@ static int read_ints(const option *o, const char *value, option_ints *out)
     }
 }
 
+/* All of a file that is not mapped: it may be a pipe.  NULL, errno says why. */
+static char *read_text(const char *path)
+{
+    FILE *from = strcmp(path, "-") ? fopen(path, "r") : stdin;
+    if (!from) return NULL;
+    size_t used = 0, room = 1 << 16;
+    char *text = malloc(room);
+    while (text) {
+        used += fread(text + used, 1, room - used - 1, from);
+        if (used < room - 1) break;
+        char *more = room > SIZE_MAX / 2 ? NULL : realloc(text, room *= 2);
+        if (!more) free(text);
+        text = more;
+    }
+    int why = ferror(from) ? errno : text ? 0 : ENOMEM;
+    if (from != stdin) fclose(from);
+    if (text) text[used] = '\0';
+    if (why == 0 && strlen(text) != used) why = EILSEQ; /* a zero byte is no text */
+    if (why) free(text);
+    errno = why;
+    return why ? NULL : text;
+}
+
+/* Numbers with one comma between them; in a file, blanks and newlines do as well. */
+static int parse_list(const option *o, const char *value, const char *text, option_list *out)
+{
+    static const char blank[] = " \t\r\n";
+    const bool file = *value == '@';
+    int64_t room = 0;
+    const char *p = text;
+    out->n = 0;
+    if (file) p += strspn(p, blank);
+    if (!*p) return bad_value(o, value, "has no numbers");
+    for (;;) {
+        if (out->n == room) {
+            room = room ? 2 * room : 1024;
+            int64_t *more = realloc(out->v, (size_t)room * sizeof *more);
+            if (!more) return report_fail(EXIT_MEMORY, o->name, "no memory");
+            out->v = more;
+        }
+        if (!read_int(p, &p, &out->v[out->n])) break;
+        out->n++;
+        const char *end = p;
+        if (file) p += strspn(p, blank);
+        if (!*p) return 0;
+        if (*p == ',')
+            p++;
+        else if (p == end)
+            break;
+        if (file) p += strspn(p, blank);
+        if (file && !*p) return 0; /* a comma may stand at the end of a file */
+    }
+    return bad_value(o, value,
+                     file ? "does not hold a list of whole numbers"
+                          : "is not a list of whole numbers");
+}
+
+static int read_list(const option *o, const char *value, option_list *out)
+{
+    if (*value != '@') return parse_list(o, value, value, out);
+    char *text = read_text(value + 1);
+    if (!text) return bad_value(o, value, strerror(errno));
+    const int status = parse_list(o, value, text, out);
+    free(text);
+    return status;
+}
+
 static int read_choice(const option *o, const char *value, const char **out)
 {
     for (int i = 0; o->choices[i]; i++) {
@@ -149,6 +219,10 @@ static int read_choice(const option *o, const char *value, const char **out)
             *out = o->choices[i];
             return 0;
         }
+    }
+    for (int i = 0; o->later && o->later[i]; i++) {
+        if (!strcmp(o->later[i], value))
+            return bad_value(o, value, "is not supported yet by this version");
     }
     return bad_value(o, value, "is unknown");
 }
@@ -168,6 +242,8 @@ static int set_value(const option *o, const char *value, void *values)
         return in_range(o, (double)*(int64_t *)field) ? 0 : bad_value(o, value, "is out of range");
     case OPTION_INTS:
         return read_ints(o, value, field);
+    case OPTION_LIST:
+        return read_list(o, value, field);
     case OPTION_FLOAT:
         *(double *)field = strtod(value, &stop);
         if (stop == value || *stop) return bad_value(o, value, "is not a number");
@@ -188,9 +264,11 @@ static int find(const option_verb *verb, const char *arg)
     char given[64];
     const size_t length = strcspn(arg, "=");
     int n = 0;
-    for (; verb->options[n].name; n++) {
-        names[n] = verb->options[n].name;
-        if (strlen(names[n]) + 2 == length && !strncmp(names[n], arg + 2, length - 2)) return n;
+    for (int i = 0; verb->options[i].name; i++) {
+        const char *name = verb->options[i].name;
+        if (verb->options[i].positional) continue;
+        if (strlen(name) + 2 == length && !strncmp(name, arg + 2, length - 2)) return i;
+        names[n++] = name;
     }
     names[n] = NULL;
     snprintf(given, sizeof given, "%.*s", (int)length, arg);
@@ -198,6 +276,24 @@ static int find(const option_verb *verb, const char *arg)
     report_fail(EXIT_USAGE, given, "unknown flag of `cmoe %s`, %s%s%s", verb->name,
                 near ? "did you mean --" : "see cmoe ", near ? near : verb->name,
                 near ? "?" : " --help");
+    return -1;
+}
+
+/* The first positional argument that is still missing, or -1 after an error text. */
+static int find_positional(const option_verb *verb, const char *arg, const bool *given)
+{
+    const char *last = NULL;
+    for (int i = 0; verb->options[i].name; i++) {
+        if (!verb->options[i].positional) continue;
+        last = verb->options[i].name;
+        if (!given[i] && arg[0] != '-') return i;
+    }
+    if (!last)
+        report_fail(EXIT_USAGE, arg, "`cmoe %s` takes flags only, see --help", verb->name);
+    else if (arg[0] == '-')
+        report_fail(EXIT_USAGE, arg, "flags begin with two dashes, see cmoe %s --help", verb->name);
+    else
+        report_fail(EXIT_USAGE, arg, "`cmoe %s` takes one %s only, see --help", verb->name, last);
     return -1;
 }
 
@@ -218,14 +314,14 @@ int options_parse(const option_verb *verb, int argc, char **argv, void *values)
         if (o->initial && set_value(o, o->initial, values)) return EXIT_USAGE;
     }
     for (int i = 0; i < argc; i++) {
-        if (strncmp(argv[i], "--", 2) != 0 || !argv[i][2])
-            return report_fail(EXIT_USAGE, argv[i], "`cmoe %s` takes flags only, see --help",
-                               verb->name);
-        const int found = find(verb, argv[i]);
+        const bool flag = !strncmp(argv[i], "--", 2) && argv[i][2];
+        const int found = flag ? find(verb, argv[i]) : find_positional(verb, argv[i], given);
         if (found < 0) return EXIT_USAGE;
         const option *o = &verb->options[found];
         const char *value = strchr(argv[i], '=');
-        if (o->type == OPTION_FLAG) {
+        if (o->positional) {
+            value = argv[i];
+        } else if (o->type == OPTION_FLAG) {
             if (value) return bad_value(o, value + 1, "was given");
         } else if (value) {
             value++;
@@ -271,14 +367,15 @@ void options_wrap(FILE *to, const char *text, int indent, int column)
 static void help_option(FILE *to, const option *o)
 {
     char text[512];
-    int column =
-        fprintf(to, "  --%s%s%s", o->name, o->argument ? " " : "", o->argument ? o->argument : "");
+    int column = fprintf(to, "  %s%s%s%s", o->positional ? "" : "--", o->name,
+                         o->argument && !o->positional ? " " : "",
+                         o->argument && !o->positional ? o->argument : "");
     if (column > HELP_COLUMN - 2) {
         fputc('\n', to);
         column = 0;
     }
     size_t used = (size_t)snprintf(text, sizeof text, "%s", o->help);
-    if (o->type != OPTION_FLAG && o->type != OPTION_TEXT) {
+    if (o->type != OPTION_FLAG && o->type != OPTION_TEXT && o->type != OPTION_LIST) {
         char want[256];
         accepted(o, want, sizeof want);
         used += (size_t)snprintf(text + used, sizeof text - used, "; %s", want);
@@ -294,15 +391,23 @@ void options_help(const option_verb *verb, FILE *to)
     char usage[512];
     size_t used = (size_t)snprintf(usage, sizeof usage, "cmoe %s", verb->name);
     for (const option *o = verb->options; o->name; o++) {
-        if (o->required)
+        if (o->positional)
+            used += (size_t)snprintf(usage + used, sizeof usage - used,
+                                     o->required ? " %s" : " [%s]", o->name);
+        else if (o->required)
             used += (size_t)snprintf(usage + used, sizeof usage - used, " --%s %s", o->name,
                                      o->argument);
     }
     snprintf(usage + used, sizeof usage - used, " [flags]");
     options_wrap(to, usage, 2, 0);
-    fprintf(to, "\nFlags:\n");
-    for (const option *o = verb->options; o->name; o++)
+    for (const option *o = verb->options; o->name && o->positional; o++) {
+        fprintf(to, "%s", o == verb->options ? "\n" : "");
         help_option(to, o);
+    }
+    fprintf(to, "\nFlags:\n");
+    for (const option *o = verb->options; o->name; o++) {
+        if (!o->positional) help_option(to, o);
+    }
     if (verb->text) {
         fputc('\n', to);
         options_wrap(to, verb->text, 0, 0);

@@ -14,9 +14,10 @@
 #include <stdio.h>
 
 typedef enum option_type {
-    OPTION_FLAG,   /* bool; takes no value */
-    OPTION_INT,    /* int64_t */
-    OPTION_INTS,   /* option_ints, separated by commas */
+    OPTION_FLAG, /* bool; takes no value */
+    OPTION_INT,  /* int64_t */
+    OPTION_INTS, /* option_ints, separated by commas */
+    OPTION_LIST, /* option_list, likewise, of any length, or @FILE; the range is the verb's affair */
     OPTION_FLOAT,  /* double */
     OPTION_TEXT,   /* const char * */
     OPTION_CHOICE, /* const char *, one of `choices` */
@@ -27,15 +28,22 @@ typedef struct option_ints {
     int64_t n, v[OPTION_INTS_MAX];
 } option_ints;
 
+/* Of any length; v is the verb's, freed by free(). */
+typedef struct option_list {
+    int64_t n, *v;
+} option_list;
+
 typedef struct option {
-    const char *name;     /* without the dashes */
+    const char *name;     /* without the dashes; of a positional argument, "MODEL" */
     const char *argument; /* what stands for the value in --help; NULL for a flag */
     option_type type;
     size_t offset;       /* of the field in the verb's struct */
     const char *initial; /* default, as the user would type it; NULL: zero, nothing to show */
     double least, most;  /* range of INT, INTS (each) and FLOAT */
     const char *const *choices; /* ends in NULL */
+    const char *const *later;   /* known words that this version refuses; ends in NULL; or NULL */
     bool required;
+    bool positional; /* TEXT only: given without a flag, in the order of the table */
     const char *help;
 } option;
 
@@ -102,7 +110,8 @@ typedef struct option_verb {
     const option *options;
 } option_verb;
 
-/* Fills the zeroed struct `values` from argv.  0, or 2 after saying on stderr what was wrong. */
+/* Fills the zeroed struct `values` from argv.  0, or 2 (4: no memory) after saying on stderr what was
+ * wrong. */
 int options_parse(const option_verb *verb, int argc, char **argv, void *values);
 
 void options_help(const option_verb *verb, FILE *to);

@@ -13,16 +13,44 @@
 
 static bool progress_shown; /* the program's own; a verb runs once */
 
+void report_plain(FILE *to, const char *text)
+{
+    for (; *text; text++)
+        fputc((unsigned char)*text < ' ' || *text == 0x7f ? '?' : *text, to);
+}
+
 int report_fail(int status, const char *what, const char *format, ...)
 {
+    char why[1024];
     va_list args;
-    report_progress(false, "%s", "");
-    fprintf(stderr, "cmoe: %s: ", what);
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    vsnprintf(why, sizeof why, format, args);
     va_end(args);
+    report_progress(false, "%s", "");
+    fputs("cmoe: ", stderr);
+    report_plain(stderr, what);
+    fputs(": ", stderr);
+    report_plain(stderr, why);
     fputc('\n', stderr);
     return status;
+}
+
+/* The library's texts may begin with the path that was given, or with the file's name. */
+int report_error(int code, const char *what, cmoe_status status, const cmoe_error *err)
+{
+    const char *text = err->text[0] ? err->text : cmoe_status_name(status);
+    const char *slash = strrchr(what, '/'), *file = slash ? slash + 1 : what;
+    const size_t whole = strlen(what), part = strlen(file);
+    if (whole > 0 && !strncmp(text, what, whole)) {
+        char longer[sizeof err->text];
+        const char *colon = strstr(text + whole, ": ");
+        if (colon) {
+            snprintf(longer, sizeof longer, "%.*s", (int)(colon - text), text);
+            return report_fail(code, longer, "%s", colon + 2);
+        }
+    }
+    if (part > 0 && !strncmp(text, file, part) && !strncmp(text + part, ": ", 2)) text += part + 2;
+    return report_fail(code, what, "%s", text);
 }
 
 int report_status(cmoe_status status, const char *what, const cmoe_error *err)
@@ -33,7 +61,7 @@ int report_status(cmoe_status status, const char *what, const cmoe_error *err)
     if (status == CMOE_ERR_FORMAT) code = EXIT_FILE;
     if (status == CMOE_ERR_COMM) code = EXIT_RANK;
     if (status == CMOE_ERR_CANCELLED) code = EXIT_CANCELLED;
-    return report_fail(code, what, "%s", err->text[0] ? err->text : cmoe_status_name(status));
+    return report_error(code, what, status, err);
 }
 
 int report_begin(report *r)
@@ -73,6 +101,18 @@ int report_json(json_t *object)
     }
     free(text);
     return status;
+}
+
+json_t *report_json_text(const char *text)
+{
+    char plain[4096];
+    json_t *string = json_string(text);
+    if (string) return string;
+    snprintf(plain, sizeof plain, "%s", text);
+    for (char *p = plain; *p; p++) {
+        if (*p & 0x80) *p = '?';
+    }
+    return json_string(plain);
 }
 
 void report_progress(bool quiet, const char *format, ...)
@@ -123,6 +163,8 @@ void report_catch_signals(void)
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    /* A file that grows beyond `ulimit -f` is an error of its write, which removes what was begun. */
+    signal(SIGXFSZ, SIG_IGN);
 }
 
 bool report_cancelled(void)

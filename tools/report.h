@@ -15,7 +15,7 @@
 /* Exit statuses of every verb; 0 is success. */
 enum {
     EXIT_ERROR = 1,
-    EXIT_USAGE = 2,  /* a flag is wrong */
+    EXIT_USAGE = 2,  /* a flag or a prompt is wrong */
     EXIT_FILE = 3,   /* a file of the user is not what it should be */
     EXIT_MEMORY = 4, /* out of memory */
     EXIT_RANK = 5,   /* another rank was lost */
@@ -26,8 +26,15 @@ enum {
 int report_fail(int status, const char *what, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* The same for a call of the library that failed. */
+/* Writes a text that may hold names from files: nothing in it can move the cursor or add a line. */
+void report_plain(FILE *to, const char *text);
+
+/* The same as report_fail for a call of the library that failed. */
 int report_status(cmoe_status status, const char *what, const cmoe_error *err);
+
+/* The same with an exit status of the caller's choice.  A path that stands at the beginning of the
+ * error's text, too, is said once. */
+int report_error(int code, const char *what, cmoe_status status, const cmoe_error *err);
 
 /* Output is gathered in memory and written by report_end, so that stdout stays empty when something
  * fails on the way.  One report at a time and thread. */
@@ -44,6 +51,9 @@ int report_end(report *r, int status);
 
 /* Prints `object` on stdout and drops it; `object` NULL means that it ran out of memory. */
 int report_json(json_t *object);
+
+/* A string of any bytes, such as a path; those that are not UTF-8 become question marks. */
+json_t *report_json_text(const char *text);
 
 /* A line on stderr that the next one replaces, only on a terminal; "" clears it. */
 void report_progress(bool quiet, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -37,6 +37,12 @@ static cmoe_view_mut tokens_out(steps_env *e)
     return cmoe_view_mut_2d(e->out.out, CMOE_F32, FT, FH);
 }
 
+static cmoe_view_mut out_3d(float *p, int64_t a, int64_t b, int64_t c)
+{
+    const int64_t dims[3] = {a, b, c};
+    return cmoe_view_mut_make(p, CMOE_F32, 3, dims);
+}
+
 /* ---- route ----------------------------------------------------------------------------------- */
 
 static cmoe_route_options route_options(void)
@@ -179,6 +185,81 @@ static cmoe_status layer_run(steps_env *e, cmoe_arena *arena, cmoe_error *err)
                               arena, err);
 }
 
+/* ---- attention ------------------------------------------------------------------------------- */
+
+static cmoe_batch batch_of(const int64_t first[3], const int64_t start[2])
+{
+    static const int32_t pages[4] = {2, 0, 1, -1};
+    return (cmoe_batch){.size = sizeof(cmoe_batch),
+                        .sequences = 2,
+                        .first = first,
+                        .start = start,
+                        .pages = pages,
+                        .page_columns = 2};
+}
+
+/* Four tokens behind the 70 positions that the first sequence has, the others alone. */
+static cmoe_batch new_tokens(void)
+{
+    static const int64_t first[3] = {0, 4, FT}, start[2] = {70, 0};
+    return batch_of(first, start);
+}
+
+static cmoe_kv kv_over(const steps_env *e, void *base)
+{
+    return (cmoe_kv){.size = sizeof(cmoe_kv),
+                     .heads = FKV,
+                     .key_dim = FKD,
+                     .value_dim = FVD,
+                     .format = e->which ? CMOE_BF16 : CMOE_F32,
+                     .base = base,
+                     .pages = FPAGES};
+}
+
+/* The first columns of rows of FH. */
+static cmoe_view columns_of(const float *p, int64_t columns)
+{
+    cmoe_view v = cmoe_view_2d(p, CMOE_F32, FT, columns);
+    v.strides[0] = FH;
+    return v;
+}
+
+static cmoe_status write_run(steps_env *e, cmoe_arena *arena, cmoe_error *err)
+{
+    const cmoe_kv kv = kv_over(e, e->out.pages);
+    const cmoe_batch batch = new_tokens();
+    (void)arena;
+    return cmoe_kv_write(e->env.stream, &kv, &batch, columns_of(e->data.x, FKV * FKD),
+                         columns_of(e->data.shared, FKV * FVD), err);
+}
+
+static cmoe_attention_options attention_options(void)
+{
+    cmoe_attention_options o;
+    cmoe_attention_options_default(&o, sizeof o);
+    o.heads = FQ;
+    return o;
+}
+
+static cmoe_status attention_bytes(steps_env *e, int64_t *host, cmoe_error *err)
+{
+    const cmoe_attention_options o = attention_options();
+    const cmoe_kv kv = kv_over(e, e->cache[e->which]);
+    const cmoe_batch batch = new_tokens();
+    int64_t device;
+    return cmoe_attention_bytes(e->env.ctx, &o, &kv, &batch, host, &device, err);
+}
+
+static cmoe_status attention_run(steps_env *e, cmoe_arena *arena, cmoe_error *err)
+{
+    const cmoe_attention_options o = attention_options();
+    const cmoe_kv kv = kv_over(e, e->cache[e->which]);
+    const cmoe_batch batch = new_tokens();
+    return cmoe_attention(e->env.stream, &o, columns_of(e->data.x, FQ * FKD), &kv, &batch,
+                          cmoe_view_1d(e->data.bias2, CMOE_F32, FQ),
+                          cmoe_view_mut_2d(e->out.rows, CMOE_F32, FT, FQ * FVD), arena, err);
+}
+
 /* ---- small operations: no arena, no allocation either ---------------------------------------- */
 
 static cmoe_status norm_run(steps_env *e, cmoe_arena *arena, cmoe_error *err)
@@ -211,6 +292,80 @@ static cmoe_status load_run(steps_env *e, cmoe_arena *arena, cmoe_error *err)
                                    err);
 }
 
+static cmoe_status layer_norm_run(steps_env *e, cmoe_arena *arena, cmoe_error *err)
+{
+    (void)arena;
+    return cmoe_layer_norm(e->env.stream, 1e-5f, x_of(e), shared_of(e),
+                           cmoe_view_1d(e->data.gate, CMOE_F32, FH),
+                           cmoe_view_1d(e->data.bias2, CMOE_F32, FH), tokens_out(e),
+                           cmoe_view_mut_2d(e->out.rows, CMOE_F32, FT, FH), err);
+}
+
+static cmoe_status rope_table_run(steps_env *e, cmoe_arena *arena, cmoe_error *err)
+{
+    (void)arena;
+    return cmoe_rope_table(e->env.stream, cmoe_view_1d(e->data.ids, CMOE_I32, FT),
+                           cmoe_view_1d(e->data.weights, CMOE_F32, 4), 1,
+                           cmoe_view_mut_2d(e->out.logits, CMOE_F32, FT, 4),
+                           cmoe_view_mut_2d(e->out.weights, CMOE_F32, FT, 4), err);
+}
+
+static cmoe_status rope_rotate_run(steps_env *e, cmoe_arena *arena, cmoe_error *err)
+{
+    (void)arena;
+    return cmoe_rope_rotate(e->env.stream, NULL, cmoe_view_3d(e->data.x, CMOE_F32, FT, FH / 8, 8),
+                            columns_of(e->data.rows, 4), columns_of(e->data.shared, 4),
+                            out_3d(e->out.out, FT, FH / 8, 8), err);
+}
+
+static cmoe_status embedding_run(steps_env *e, cmoe_arena *arena, cmoe_error *err)
+{
+    (void)arena;
+    return cmoe_embedding(e->env.stream, cmoe_view_1d(e->data.ids, CMOE_I32, FT), gate_of(e), 2,
+                          tokens_out(e), err);
+}
+
+static cmoe_status scaled_add_run(steps_env *e, cmoe_arena *arena, cmoe_error *err)
+{
+    (void)arena;
+    return cmoe_scaled_add(e->env.stream, x_of(e), shared_of(e), 0.5f, tokens_out(e), err);
+}
+
+static cmoe_status clip_run(steps_env *e, cmoe_arena *arena, cmoe_error *err)
+{
+    (void)arena;
+    return cmoe_clip(e->env.stream, x_of(e), 0.5f, tokens_out(e), err);
+}
+
+/* The outputs stand one behind the other in `rows`. */
+static cmoe_status gdn_pack_run(steps_env *e, cmoe_arena *arena, cmoe_error *err)
+{
+    static const int32_t index[FT] = {3, 0, -1, 5, 1, 7, 2};
+    enum { QK = FT * FGK * FGKD, VZ = FT * FGV * FGVD };
+    float *p = e->out.rows;
+    cmoe_gdn_pack_options o;
+    (void)arena;
+    cmoe_gdn_pack_options_default(&o, sizeof o);
+    o.key_heads = FGK;
+    o.key_dim = FGKD;
+    o.value_heads = FGV;
+    o.value_dim = FGVD;
+    const cmoe_gdn_pack_out out = {
+        .size = sizeof out,
+        .q = out_3d(p, FT, FGK, FGKD),
+        .k = out_3d(p + QK, FT, FGK, FGKD),
+        .v = out_3d(p + 2 * QK, FT, FGV, FGVD),
+        .z = out_3d(p + 2 * QK + VZ, FT, FGV, FGVD),
+        .b = cmoe_view_mut_2d(p + 2 * QK + 2 * VZ, CMOE_F32, FT, FGV),
+        .a = cmoe_view_mut_2d(p + 2 * QK + 2 * VZ + FT * FGV, CMOE_F32, FT, FGV),
+    };
+    return cmoe_gdn_pack(e->env.stream, &o, columns_of(e->data.x, FGC + FGV * FGVD),
+                         columns_of(e->data.shared, 2 * FGV),
+                         cmoe_view_2d(e->data.rows, CMOE_F32, FGC, FGW), cmoe_view_none(),
+                         out_3d(e->out.state, FT + 1, FGC, FGW - 1),
+                         cmoe_view_1d(index, CMOE_I32, FT), &out, err);
+}
+
 const step steps[STEPS] = {
     {"route", 1, 0, route_bytes, route_run},
     {"route_logits", 1, 0, logits_bytes, logits_run},
@@ -223,6 +378,15 @@ const step steps[STEPS] = {
     {"rms_norm", 1, 0, no_bytes, norm_run},
     {"silu_mul, add_shared_expert", 1, 0, no_bytes, small_run},
     {"load, balance loss", 1, 0, no_bytes, load_run},
+    {"kv_write", 2, 0, no_bytes, write_run},
+    {"attention", 2, 0, attention_bytes, attention_run},
+    {"layer_norm", 1, 0, no_bytes, layer_norm_run},
+    {"rope_table", 1, 0, no_bytes, rope_table_run},
+    {"rope_rotate", 1, 0, no_bytes, rope_rotate_run},
+    {"embedding", 1, 0, no_bytes, embedding_run},
+    {"scaled_add", 1, 0, no_bytes, scaled_add_run},
+    {"clip", 1, 0, no_bytes, clip_run},
+    {"gdn_pack", 1, 0, no_bytes, gdn_pack_run},
 };
 
 /* ---- what they need -------------------------------------------------------------------------- */
@@ -269,6 +433,28 @@ static void make_layer(steps_env *e, int i)
     UNIT_OK(cmoe_layer_create(&e->layers[i], e->env.ctx, &o, &w, &err));
 }
 
+/* A cache that attention reads: both sequences' tokens, and the 70 positions before those of the
+ * first, FT at a time. */
+static void make_cache(steps_env *e)
+{
+    static const int64_t first[3] = {0, FT, FT};
+    for (e->which = 0; e->which < 2; e->which++) {
+        char *base = e->cache[e->which] = aligned_alloc(64, FPAGES * FPAGE);
+        assert_non_null(base);
+        const cmoe_kv kv = kv_over(e, base);
+        const cmoe_view k = columns_of(e->data.x, FKV * FKD);
+        const cmoe_view v = columns_of(e->data.shared, FKV * FVD);
+        for (int64_t at = 0; at < 70; at += FT) {
+            const int64_t start[2] = {at, 0};
+            const cmoe_batch batch = batch_of(first, start);
+            UNIT_OK(cmoe_kv_write(e->env.stream, &kv, &batch, k, v, &err));
+        }
+        const cmoe_batch batch = new_tokens();
+        UNIT_OK(cmoe_kv_write(e->env.stream, &kv, &batch, k, v, &err));
+    }
+    e->which = 0;
+}
+
 void steps_open(steps_env *e, fault_memory *m, int32_t threads)
 {
     memset(e, 0, sizeof *e);
@@ -281,6 +467,7 @@ void steps_open(steps_env *e, fault_memory *m, int32_t threads)
         cmoe_view_3d(e->data.w2, CMOE_F32, 1, FH, FI), cmoe_view_none(), cmoe_view_none(), &err));
     for (int i = 0; i < 4; i++)
         make_layer(e, i);
+    make_cache(e);
     int64_t bytes = 0;
     UNIT_OK(align_bytes(e, &bytes, &err));
     cmoe_arena arena = unit_arena(bytes);
@@ -298,6 +485,8 @@ void steps_close(steps_env *e)
     cmoe_experts_free(e->shared);
     for (int i = 0; i < 3; i++)
         cmoe_matrix_free(e->matrix[i]);
+    for (int i = 0; i < 2; i++)
+        free(e->cache[i]);
     free(e->groups_memory);
     unit_close(&e->env);
 }

@@ -318,6 +318,7 @@ static bool lists_end(const cmoe_groups *g)
 static bool may_try(const args *a, const any_view *valid, int corrupted, const memory *m)
 {
     if (corrupted > 1 && !lists_end(&a->groups)) return false;
+    if (a->may && !a->may(a, corrupted)) return false;
     for (int i = 0; i < a->views; i++) {
         if (reach_of(&a->view[i].in, m) != OUTSIDE) continue;
         if (corrupted > 1 || !only_a_wrong_dim(a, valid, i, m)) return false;
@@ -330,6 +331,7 @@ static bool may_try(const args *a, const any_view *valid, int corrupted, const m
 /* The buffer i may have been written: an output begins in it. */
 static bool is_written(const args *a, const memory *m, int i)
 {
+    if (a->written >> i & 1) return true;
     for (int j = 0; j < a->views; j++) {
         const char *at = a->view[j].out.data;
         if (a->is_out[j] && at >= m->buffer[i] && at < m->buffer[i] + BUFFER) return true;
@@ -337,10 +339,18 @@ static bool is_written(const args *a, const memory *m, int i)
     return false;
 }
 
-static const char *judge(const call *c, const args *a, const memory *m, const cmoe_arena *arena,
-                         const char *results, cmoe_status status, const cmoe_error *err)
+/* What a caller sees besides tensors. */
+typedef struct rest {
+    cmoe_arena arena;
+    char results[RESULTS];
+    block block[MAX_BLOCKS];
+} rest;
+
+static const char *judge(const call *c, const args *a, const memory *m, const rest *before,
+                         cmoe_status status, const cmoe_error *err)
 {
     const bool ok = status == CMOE_OK;
+    const cmoe_arena *arena = &before->arena;
     for (int i = 0; i < a->views; i++) {
         if (!(ok && is_written(a, m, i)) && memcmp(m->buffer[i], m->before[i], BUFFER))
             return ok ? "wrote to an input" : "failed, and wrote";
@@ -348,34 +358,39 @@ static const char *judge(const call *c, const args *a, const memory *m, const cm
     if (!(ok && c->keeps) && a->arena.used != arena->used) return "arena->used has changed";
     if (a->arena.base != arena->base || a->arena.bytes != arena->bytes)
         return "the arena has changed";
+    for (int i = 0; i < a->blocks; i++) {
+        if (!(ok && a->filled[i]) && memcmp(a->block[i].bytes, before->block[i].bytes, BLOCK))
+            return ok ? "wrote to options" : "failed, and wrote to a struct";
+    }
     if (ok) return NULL;
     if (err->status != status) return "err.status is not what was returned";
     if (!memchr(err->text, 0, sizeof err->text)) return "err.text has no end";
     if (!err->text[0]) return "err.text is empty";
     if (a->made) return "failed, and made an object";
-    if (memcmp(m->results, results, RESULTS)) return "failed, and wrote a result";
+    if (memcmp(m->results, before->results, RESULTS)) return "failed, and wrote a result";
     return NULL;
 }
 
 /* Runs it with everything in place; NULL when all is well. */
 static const char *run(const call *c, args *a, memory *m, cmoe_status *status, cmoe_error *err)
 {
-    char results[RESULTS];
+    static rest before;
     memset(err, 0, sizeof *err);
     memset(err->text, 'x', sizeof err->text);
     err->size = sizeof *err;
     memset(m->results, 0x5a, RESULTS);
-    memcpy(results, m->results, RESULTS);
+    memcpy(before.results, m->results, RESULTS);
     for (int i = 0; i < a->n_embeds; i++)
         memcpy(a->block[a->embeds[i].block].bytes + a->embeds[i].offset,
                &a->view[a->embeds[i].view], sizeof(cmoe_view));
     for (int i = 0; i < a->views; i++)
         memcpy(m->before[i], m->buffer[i], BUFFER);
-    const cmoe_arena arena = a->arena;
+    before.arena = a->arena;
+    memcpy(before.block, a->block, sizeof before.block);
     alarm(HANG_SECONDS);
     *status = c->run(a, err);
     alarm(0);
-    const char *wrong = judge(c, a, m, &arena, results, *status, err);
+    const char *wrong = judge(c, a, m, &before, *status, err);
     if (a->made) c->done(a->made);
     return wrong;
 }
@@ -439,11 +454,22 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+enum { MAX_CALLS = 128 };
+static const call *calls[MAX_CALLS];
+static int n_calls;
+
+static void add_calls(const call *list, int n)
+{
+    for (int i = 0; i < n && n_calls < MAX_CALLS; i++)
+        calls[n_calls++] = &list[i];
+}
+
 static void *need(size_t bytes)
 {
-    void *p = calloc(1, bytes);
+    const size_t all = (bytes + 63) / 64 * 64;
+    void *p = aligned_alloc(64, all); /* as a cache wants it */
     if (!p) exit(2);
-    return p;
+    return memset(p, 0, all);
 }
 
 int main(int argc, char **argv)
@@ -461,14 +487,21 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0); /* what was said is not lost with the program */
     signal(SIGALRM, hang);
     signal(SIGABRT, hang); /* an assertion */
+    add_calls(layer_calls, n_layer_calls);
+    add_calls(ops_calls, n_ops_calls);
+    add_calls(attention_calls, n_attention_calls);
+    add_calls(bytes_calls, n_bytes_calls);
+#ifdef MUTATE_MODEL
+    add_calls(model_calls, n_model_calls);
+#endif
     bool *good = need((size_t)n_calls * sizeof *good);
     int64_t count[2] = {0, 0};
     for (int i = 0; i < n_calls; i++)
-        good[i] = valid_as_it_is(&calls[i], &f, &m);
+        good[i] = valid_as_it_is(calls[i], &f, &m);
     for (position = 0; position < 100 * (uint64_t)n_calls || now() < end; position++) {
         const int i = (int)(position % (uint64_t)n_calls);
         draws = 0;
-        if (!try_one(&calls[i], &f, &m, count)) good[i] = false;
+        if (!try_one(calls[i], &f, &m, count)) good[i] = false;
     }
     int failed = 0;
     for (int i = 0; i < n_calls; i++)

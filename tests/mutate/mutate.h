@@ -18,7 +18,7 @@ enum { T = 6, K = 2, E = 4, H = 8, I = 4, R = T * K, L = 2, V = 5 };
 
 /* A tensor begins in the middle of its buffer: neighbouring dims and strides stay inside. */
 enum { BUFFER = 16384, MIDDLE = 8192, ARENA = 1 << 17, BLOCK = 4096, RESULTS = 256 };
-enum { MAX_VIEWS = 12, MAX_BLOCKS = 3, MAX_EMBEDS = 16, MAX_WORDS = 6, MAX_POINTERS = 12 };
+enum { MAX_VIEWS = 12, MAX_BLOCKS = 4, MAX_EMBEDS = 16, MAX_WORDS = 6, MAX_POINTERS = 14 };
 
 /* cmoe_view and cmoe_view_mut have one layout, so one type holds either. */
 typedef union any_view {
@@ -53,10 +53,14 @@ typedef struct fixture {
     cmoe_layer *layer, *hashed;
     cmoe_groups groups;
     void *groups_memory;
+    struct cmoe_model *model; /* these of the engine, NULL without one */
+    struct cmoe_cache *cache;
+    struct cmoe_checkpoint *checkpoint;
 } fixture;
 
 /* The arguments of a call; the pointers may be corrupted to NULL. */
-typedef struct args {
+typedef struct args args;
+struct args {
     const fixture *fix;
     any_view view[MAX_VIEWS];
     bool is_out[MAX_VIEWS];
@@ -81,9 +85,13 @@ typedef struct args {
     int64_t n[3];
     int32_t flag[2];
     float scale;
-    void *result[2]; /* places in `results` */
-    void *made;      /* what a create function made */
-} args;
+    void *result[2];         /* places in `results` */
+    void *made;              /* what a create function made */
+    uint32_t written;        /* bit i: buffer i is written, though no view says so */
+    bool filled[MAX_BLOCKS]; /* the call fills this block */
+    /* What the call can be given without leaving its memory; NULL: views say it all. */
+    bool (*may)(const args *a, int corrupted);
+};
 
 /* Memory of all calls: a buffer for each view, and small results. */
 typedef struct memory {
@@ -99,9 +107,18 @@ typedef struct call {
     bool keeps; /* its results stay in the arena */
 } call;
 
-extern const call calls[];
-extern const int n_calls;
+/* calls_layer.c, calls_ops.c, ... */
+extern const call layer_calls[], ops_calls[], attention_calls[], bytes_calls[];
+extern const int n_layer_calls, n_ops_calls, n_attention_calls, n_bytes_calls;
 
+#ifdef MUTATE_MODEL /* the engine is built */
+extern const call model_calls[];
+extern const int n_model_calls;
+void fixture_model(fixture *f);
+void fixture_model_close(fixture *f);
+#endif
+
+void must(cmoe_status status, const cmoe_error *err); /* ends the program otherwise */
 fixture fixture_open(memory *m);
 void fixture_close(fixture *f);
 

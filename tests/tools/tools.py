@@ -72,7 +72,7 @@ def loads(args):
 
 
 def help_texts():
-    verbs = ["bench layer", "doctor", "demo"]
+    verbs = ["inspect", "plan", "logits", "bench layer", "doctor", "demo"]
     top = succeeds(["--help"])
     check(top == succeeds(["help"]), "help", "`cmoe help` is not `cmoe --help`")
     texts = {"": top}
@@ -86,7 +86,7 @@ def help_texts():
         check(common <= set(flags), "help " + verb, "flags: %s" % flags)
         check(len(flags) == len(set(flags)), "help " + verb, "a flag stands twice")
         check(texts[verb].index("Examples:") < texts[verb].index("Flags:"), "help " + verb, "order")
-        for flag in set(flags) - {"json", "quiet", "help", "quick"}:
+        for flag in set(flags) - {"json", "quiet", "help", "quick", "tensors", "replay-weights"}:
             # Every flag in the text is known to the parser, which misses its value here.
             fails(2, [*verb.split(), "--" + flag], "--%s: has no value, want " % flag)
     for verb, text in texts.items():
@@ -111,7 +111,11 @@ def bad_flags():
     fails(2, [*full, "--tok", "1"], "--tok: unknown flag", "did you mean --tokens?")
     fails(2, [*full, "--xyzzyxyzzy=3"], "--xyzzyxyzzy: unknown flag", "see cmoe bench layer --help")
     fails(2, [*full, "--tokens", "1", "stray"], "stray: `cmoe bench layer` takes flags only")
-    fails(2, ["doctor", "-x"], "-x: `cmoe doctor` takes flags only")
+    fails(2, ["doctor", "-x"], "-x: flags begin with two dashes")
+    fails(2, ["demo", "-x"], "-x: `cmoe demo` takes flags only")
+    fails(2, ["inspect"], "MODEL: is needed, want a directory")
+    fails(2, ["inspect", "a", "b"], "b: `cmoe inspect` takes one MODEL only")
+    fails(2, ["logitz", "a"], "did you mean `cmoe logits`?")
     fails(2, [*full], "--tokens: is needed, want 1 to 65536, separated by commas")
     fails(2, bench, "--hidden: is needed, want 1 to 65536")
     fails(2, [*full, "--tokens"], "--tokens: has no value, want 1 to")
@@ -127,6 +131,7 @@ def bad_flags():
     fails(2, [*full, "--tokens", "1", "--hidden", "9" * 30], "is not a whole number")
     fails(2, [*full, "--tokens", "1", "--topk", "9"], '--topk: "9" is out of range, want 1 to 8 (--experts)')
     fails(2, [*full, "--tokens", "1", "--dtype", "fp4"], '--dtype: "fp4" is unknown, want one of: f32 bf16 int8')
+    fails(2, [*full, "--tokens", "1", "--dtype", "f16"], '"f16" is not supported yet by this version, want one of: f32')
     fails(2, [*full, "--tokens", "1", "--budget", "nan"], '--budget: "nan" is out of range')
     fails(2, [*full, "--tokens", "1", "--budget", "soon"], '--budget: "soon" is not a number')
     fails(2, [*full, "--tokens", "1", "--json=yes"], '--json: "yes" was given, want no value')

@@ -5,6 +5,7 @@
  */
 #include <math.h>
 
+#include "matmul/matmul.h"
 #include "unit.h"
 
 enum { T = 3, TOPK = 2, E = 2, N = 4, K = 5, R = 8 };
@@ -111,6 +112,14 @@ static void bad_matrix(void **state)
     UNIT_FAILS(cmoe_matrix_create(&(cmoe_matrix *){NULL}, NULL, NULL,
                                   cmoe_view_3d(row, CMOE_F32, 1, 1, 1), cmoe_view_none(), &err),
                CMOE_ERR_ARG, "w: ctx is NULL");
+    /* The same where there is no view: the loader of whole models asks for a size, then for memory. */
+    const int64_t dims[] = {1, 1, 131073};
+    int64_t bytes = -1;
+    unit_env e = unit_open(1);
+    UNIT_FAILS(cmoei_matrix_size(e.ctx, CMOE_I8, false, dims, "w2", &bytes, &err),
+               CMOE_ERR_UNSUPPORTED, "w2: 131073 inputs in int8, want at most 131072");
+    assert_int_equal(bytes, -1);
+    unit_close(&e);
 }
 
 /* An empty matrix whose rows alone would be too long to pack. */

@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * model.c - cmoe_model: options, planning, loading, describing.
+ *
+ * Planning and loading are the same up to the point where memory is taken, so what a plan accepts a
+ * load accepts.
+ */
+#include "model.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "load.h"
+
+static const cmoe_model_options defaults = {.size = sizeof defaults};
+
+void cmoe_model_options_default(cmoe_model_options *o, size_t size)
+{
+    cmoei_options_write(o, size, &defaults, sizeof defaults);
+}
+
+int64_t cmoe_model_types(void)
+{
+    int64_t n = 0;
+    while (cmoei_archs[n])
+        n++;
+    return n;
+}
+
+const char *cmoe_model_type_name(int64_t i)
+{
+    return i >= 0 && i < cmoe_model_types() ? cmoei_archs[i]->type : NULL;
+}
+
+/* ---- from a path to checked tensors --------------------------------------------------------------- */
+
+typedef struct opened {
+    cmoe_ctx *ctx;
+    cmoe_model_options o;
+    cmoei_decoder d;
+    cmoe_checkpoint *c;
+    cmoei_tensors t;
+    cmoei_share share;
+    int32_t format;
+    cmoe_model_info info;
+} opened;
+
+static cmoe_status check_options(const cmoe_model_options *o, cmoe_error *err)
+{
+    if (o->format && o->format != CMOE_F32 && o->format != CMOE_BF16 && o->format != CMOE_I8)
+        return cmoei_fail(err, CMOE_ERR_DTYPE,
+                          "format %s (%d) not supported, want one of: auto (0) f32 bf16 i8",
+                          cmoe_dtype_name(o->format), o->format);
+    if (o->mask_block < 0)
+        return cmoei_fail(err, CMOE_ERR_RANGE,
+                          "mask_block = %d, want > 0, or 0 for the model's own", o->mask_block);
+    if (o->context < 0)
+        return cmoei_fail(err, CMOE_ERR_RANGE,
+                          "context = %" PRId64 ", want > 0, or 0 for the model's own", o->context);
+    if (o->memory_limit < 0)
+        return cmoei_fail(err, CMOE_ERR_RANGE, "memory_limit = %" PRId64 ", want > 0, or 0 for any",
+                          o->memory_limit);
+    if (o->first_expert < 0 || o->experts < 0 || o->first_expert > INT64_MAX - o->experts)
+        return cmoei_fail(err, CMOE_ERR_RANGE,
+                          "first_expert = %" PRId64 ", experts = %" PRId64 ", want both >= 0",
+                          o->first_expert, o->experts);
+    if (o->experts == 0 && o->first_expert > 0)
+        return cmoei_fail(err, CMOE_ERR_RANGE,
+                          "first_expert = %" PRId64 " without experts, want how many of them",
+                          o->first_expert);
+    if (o->tensor_ranks < 0 || o->tensor_rank < 0 ||
+        o->tensor_rank >= CMOEI_MAX(o->tensor_ranks, 1))
+        return cmoei_fail(err, CMOE_ERR_RANGE,
+                          "tensor_rank = %d of tensor_ranks = %d, want 0 <= rank < ranks",
+                          o->tensor_rank, o->tensor_ranks);
+    CMOEI_TRY(cmoei_check_flag(o->describe_only, "describe_only", err));
+    return cmoei_check_flag(o->keep_page_cache, "keep_page_cache", err);
+}
+
+/* What the caller asks of the decoder, against what the model says. */
+static cmoe_status apply_options(opened *x, const char *path, cmoe_error *err)
+{
+    cmoei_decoder *d = &x->d;
+    const cmoe_model_options *o = &x->o;
+    if (o->mask_block > 0) d->mask = o->mask_block;
+    if (o->context > d->context)
+        return cmoei_fail(err, CMOE_ERR_RANGE,
+                          "context = %" PRId64 ", want at most %" PRId64
+                          " (max_position_embeddings of %s)",
+                          o->context, d->context, path);
+    if (o->context > 0) d->context = o->context;
+    if (d->rope.length == 0) d->rope.length = d->context;
+    int64_t most = 0;
+    for (int64_t i = 0; i < d->layers; i++)
+        most = CMOEI_MAX(most, d->layer[i].experts);
+    if (o->experts > 0 && o->first_expert + o->experts > most)
+        return cmoei_fail(err, CMOE_ERR_RANGE,
+                          "experts [%" PRId64 ", %" PRId64 "), want some of the model's %" PRId64,
+                          o->first_expert, o->first_expert + o->experts, most);
+    if (o->tensor_ranks > d->heads)
+        return cmoei_fail(err, CMOE_ERR_RANGE,
+                          "tensor_ranks = %d, want at most %" PRId64 " (heads of the model)",
+                          o->tensor_ranks, d->heads);
+    x->share =
+        (cmoei_share){{o->first_expert, o->experts}, o->tensor_rank, CMOEI_MAX(o->tensor_ranks, 1)};
+    return CMOE_OK;
+}
+
+static void close_all(opened *x)
+{
+    cmoei_tensors_free(&x->t, x->ctx);
+    cmoe_checkpoint_free(x->c);
+    cmoei_decoder_close(&x->d, x->ctx);
+}
+
+static cmoe_status open_parts(opened *x, const char *path, cmoe_error *err)
+{
+    CMOEI_TRY(cmoei_decoder_open(&x->d, x->ctx, path, err));
+    CMOEI_TRY(apply_options(x, path, err));
+    CMOEI_TRY(cmoe_checkpoint_open(&x->c, x->ctx, path, err));
+    CMOEI_TRY(cmoei_tensors_resolve(&x->t, x->ctx, &x->d, x->c, err));
+    x->format = x->o.format;
+    if (x->format == 0 && x->d.layers > 0)
+        x->format = cmoei_tensor_of(&x->t, 0, CMOEI_Q)->dtype == CMOE_F32 ? CMOE_F32 : CMOE_BF16;
+    CMOEI_TRY(cmoei_model_measure(x->ctx, &x->t, &x->share, x->format, &x->info, err));
+    x->info.file_bytes = cmoe_checkpoint_bytes(x->c);
+    if (x->o.memory_limit > 0 && x->info.bytes.total > x->o.memory_limit)
+        return cmoei_fail(err, CMOE_ERR_MEMORY,
+                          "%s: the weights need %" PRId64 " bytes as %s, want at most %" PRId64
+                          " (memory_limit)",
+                          path, x->info.bytes.total, cmoe_dtype_name(x->format), x->o.memory_limit);
+    return CMOE_OK;
+}
+
+static cmoe_status open_all(opened *x, cmoe_ctx *ctx, const char *path,
+                            const cmoe_model_options *options, cmoe_error *err)
+{
+    *x = (opened){.ctx = ctx, .o = defaults};
+    CMOEI_TRY(cmoei_options_read(&x->o, sizeof x->o, options, "cmoe_model_options", err));
+    if (!ctx || !path)
+        return cmoei_fail(err, CMOE_ERR_ARG, "model: %s is NULL", ctx ? "path" : "ctx");
+    CMOEI_TRY(check_options(&x->o, err));
+    const cmoe_status status = open_parts(x, path, err);
+    if (status != CMOE_OK) close_all(x);
+    return status;
+}
+
+/* A struct that is filled for the caller.  A size that nobody ever set is mostly a large one. */
+static cmoe_status check_filled(const void *at, const char *name, const char *what, cmoe_error *err)
+{
+    size_t size;
+    if (!at) return cmoei_fail(err, CMOE_ERR_ARG, "%s is NULL, want a %s", name, what);
+    memcpy(&size, at, sizeof size);
+    if (size >= sizeof size && size <= 4096) return CMOE_OK;
+    return cmoei_fail(err, CMOE_ERR_ARG, "%s.size = %zu, want sizeof(%s), set before the call",
+                      name, size, what);
+}
+
+cmoe_status cmoe_model_plan(cmoe_ctx *ctx, const char *path, const cmoe_model_options *options,
+                            cmoe_model_info *info, cmoe_error *err)
+{
+    opened x;
+    CMOEI_TRY(check_filled(info, "info", "cmoe_model_info", err));
+    CMOEI_TRY(open_all(&x, ctx, path, options, err));
+    cmoei_options_write(info, info->size, &x.info, sizeof x.info);
+    close_all(&x);
+    return CMOE_OK;
+}
+
+/* ---- load -------------------------------------------------------------------------------------------- */
+
+static cmoe_status create(cmoe_model **out, opened *x, cmoe_error *err)
+{
+    cmoe_model *m;
+    CMOEI_TRY(cmoei_alloc(x->ctx, (int64_t)sizeof *m, "model", (void **)&m, err));
+    *m = (cmoe_model){
+        .ctx = x->ctx, .d = x->d, .share = x->share, .format = x->format, .info = x->info};
+    memset(&x->d, 0, sizeof x->d); /* the model owns what the decoder does */
+    x->t.decoder = &m->d;
+    *out = m;
+    const int64_t bytes = m->d.layers * (int64_t)sizeof *m->layer;
+    CMOEI_TRY(cmoei_alloc(m->ctx, bytes, "layers", (void **)&m->layer, err));
+    memset(m->layer, 0, (size_t)bytes);
+    return x->o.describe_only ? CMOE_OK : cmoei_model_fill(m, &x->o, x->c, &x->t, err);
+}
+
+cmoe_status cmoe_model_load(cmoe_model **out, cmoe_ctx *ctx, const char *path,
+                            const cmoe_model_options *options, cmoe_error *err)
+{
+    opened x;
+    cmoe_model *m = NULL;
+    if (!out) return cmoei_fail(err, CMOE_ERR_ARG, "model: out is NULL");
+    CMOEI_TRY(open_all(&x, ctx, path, options, err));
+    const cmoe_status status = create(&m, &x, err);
+    close_all(&x);
+    if (status != CMOE_OK) {
+        cmoe_model_free(m);
+        return status;
+    }
+    *out = m;
+    return CMOE_OK;
+}
+
+static void free_mlp(cmoei_mlp *mlp)
+{
+    if (mlp->experts) {
+        cmoe_experts_free(mlp->experts);
+        return;
+    }
+    cmoe_matrix_free(mlp->w13);
+    cmoe_matrix_free(mlp->w2);
+}
+
+void cmoe_model_free(cmoe_model *m)
+{
+    if (!m) return;
+    for (int64_t i = 0; m->layer && i < m->d.layers; i++) {
+        cmoei_model_layer *l = &m->layer[i];
+        cmoe_layer_free(l->moe);
+        free_mlp(&l->experts);
+        free_mlp(&l->shared);
+        free_mlp(&l->dense);
+        cmoe_matrix_free(l->qkv);
+        cmoe_matrix_free(l->o);
+    }
+    cmoe_matrix_free(m->head);
+    cmoei_free(m->ctx, m->embedding, m->embedding_bytes);
+    cmoei_free(m->ctx, m->vectors, m->vector_bytes);
+    if (m->layer) cmoei_free(m->ctx, m->layer, m->d.layers * (int64_t)sizeof *m->layer);
+    cmoei_decoder_close(&m->d, m->ctx);
+    cmoei_free(m->ctx, m, (int64_t)sizeof *m);
+}
+
+/* ---- describe ----------------------------------------------------------------------------------------- */
+
+cmoe_status cmoe_model_describe(const cmoe_model *m, cmoe_model_info *info, cmoe_error *err)
+{
+    if (!m) return cmoei_fail(err, CMOE_ERR_ARG, "model_describe: model is NULL");
+    CMOEI_TRY(check_filled(info, "info", "cmoe_model_info", err));
+    cmoei_options_write(info, info->size, &m->info, sizeof m->info);
+    return CMOE_OK;
+}
+
+cmoe_status cmoe_model_layer_describe(const cmoe_model *m, int64_t layer, cmoe_model_layer *out,
+                                      cmoe_error *err)
+{
+    if (!m) return cmoei_fail(err, CMOE_ERR_ARG, "model_layer_describe: model is NULL");
+    CMOEI_TRY(check_filled(out, "out", "cmoe_model_layer", err));
+    if (layer < 0 || layer >= m->d.layers)
+        return cmoei_fail(err, CMOE_ERR_RANGE, "layer = %" PRId64 ", want 0 <= layer < %" PRId64,
+                          layer, m->d.layers);
+    const cmoei_layer_shape *l = &m->d.layer[layer];
+    const cmoe_model_layer described = {.size = sizeof described,
+                                        .experts = l->experts,
+                                        .topk = l->topk,
+                                        .inter = l->inter,
+                                        .shared_inter = l->shared_inter,
+                                        .window = l->window,
+                                        .mixer = "attention"};
+    cmoei_options_write(out, out->size, &described, sizeof described);
+    return CMOE_OK;
+}

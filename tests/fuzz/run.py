@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Builds the libFuzzer targets and runs each; last line "fuzz: N passed, N failed".
+
+    run.py [--runs N] [TARGET...]
+
+Without --runs: 200000 runs a target, at most 60 seconds; with it there is no other limit.  New inputs
+are kept in build/fuzz/corpus/<name>, findings in build/fuzz/findings.  Without a clang that has
+libFuzzer everything is skipped: `make test` has then replayed the corpus at least.
+"""
+import argparse
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+BUILD = os.path.join(ROOT, "build", "fuzz")
+
+
+def have_libfuzzer():
+    if not shutil.which("clang"):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source = os.path.join(folder, "x.c")
+        with open(source, "w") as f:
+            f.write("int LLVMFuzzerTestOneInput(const unsigned char *p, unsigned long n) { return p && n > 9; }\n")
+        return subprocess.run(["clang", "-fsanitize=fuzzer,address,undefined", source, "-o", source + ".out"],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def build():
+    if not os.path.exists(os.path.join(BUILD, "CTestTestfile.cmake")):
+        subprocess.run(["cmake", "--preset", "fuzz"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["cmake", "--build", BUILD, "-j", str(os.cpu_count() or 2), "--target", "fuzz_targets"],
+                   check=True, stdout=subprocess.DEVNULL)
+
+
+def fuzz(name, runs):
+    """True when the target ran without a finding."""
+    kept = os.path.join(BUILD, "corpus", name)
+    findings = os.path.join(BUILD, "findings", name)
+    os.makedirs(kept, exist_ok=True)
+    os.makedirs(findings, exist_ok=True)
+    dictionary = os.path.join(HERE, name + ".dict")
+    command = [os.path.join(BUILD, "tests", "fuzz", "fuzz_" + name), "-runs=%d" % (runs or 200000), "-max_len=4096",
+               "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0",
+               "-artifact_prefix=" + findings + "/", kept, os.path.join(HERE, "corpus", name)]
+    if os.path.exists(dictionary):
+        command.insert(1, "-dict=" + dictionary)
+    if not runs:
+        command.insert(1, "-max_total_time=60")
+    begin = time.monotonic()
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    text = done.stdout.decode(errors="replace")
+    ran = re.search(r"number_of_executed_units:\s*(\d+)", text)
+    count = int(ran.group(1)) if ran else 0
+    good = done.returncode == 0 and count > 0
+    if not good:
+        print(text[-6000:])
+    print("fuzz_%s: %d runs in %.0f s, %s" % (name, count, time.monotonic() - begin,
+                                              "no finding" if good else "FAILED (input in %s)" % findings))
+    sys.stdout.flush()
+    return good
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int)
+    parser.add_argument("targets", nargs="*")
+    args = parser.parse_args()
+    names = sorted(os.path.basename(p)[:-2] for p in glob.glob(os.path.join(HERE, "*.c")))
+    names = args.targets or [n for n in names if n != "replay"]
+    if not have_libfuzzer():
+        print("fuzz: 0 passed, 0 failed, %d skipped (no clang with libFuzzer)" % len(names))
+        return 0
+    build()
+    failed = sum(not fuzz(name, args.runs) for name in names)
+    print("fuzz: %d passed, %d failed" % (len(names) - failed, failed))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
