@@ -3,7 +3,8 @@
 #
 # deps.sh - installs what the build and the tests need and this machine lacks, with apt-get.
 #
-#   scripts/deps.sh       compiler, make, cmake, pkg-config, cmocka, jansson, python3 with numpy
+#   scripts/deps.sh       compiler, make, cmake, pkg-config, cmocka, jansson, PCRE2,
+#                         utf8proc, python3 with numpy
 #   scripts/deps.sh ci    these, and what makes a check complete instead of skipped: g++ and
 #                         clang-format
 #
@@ -20,6 +21,9 @@ need() { # PACKAGE TEST...
 have_header() { # NAME: known to pkg-config, or on the compiler's own search path
     pkg-config --exists "$1" || echo "#include <$1.h>" | gcc -E -o /dev/null -x c -
 }
+have_pcre2() { # its header wants to know a width first
+    pkg-config --exists libpcre2-8 || echo '#include <pcre2.h>' | gcc -DPCRE2_CODE_UNIT_WIDTH=8 -E -o /dev/null -x c -
+}
 have_numpy() { # in any of the interpreters that tests/CMakeLists.txt tries
     local python
     for python in "${PYTHON:-python3}" python3 /usr/bin/python3; do
@@ -35,6 +39,8 @@ need cmake command -v cmake
 need pkg-config command -v pkg-config
 need libcmocka-dev have_header cmocka
 need libjansson-dev have_header jansson
+need libpcre2-dev have_pcre2
+need libutf8proc-dev have_header utf8proc
 need python3 command -v python3
 need python3-numpy have_numpy
 if [[ ${1:-} == ci ]]; then
