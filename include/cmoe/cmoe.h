@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmoe/cmoe.h - all of libcmoe: a Mixture-of-Experts layer and every step of it.
+ * cmoe/cmoe.h - all of libcmoe: a Mixture-of-Experts layer and every step of it.  Whole models are
+ * libcmoe_engine's: weights.h, model.h, text.h, engine.h.
  */
 #ifndef CMOE_CMOE_H
 #define CMOE_CMOE_H

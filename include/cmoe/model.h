@@ -40,6 +40,12 @@ typedef struct cmoe_model_options {
                                           outputs; ranks 0 (default) or 1: all */
     int32_t keep_page_cache; /* 1: read files stay in the page cache; 0 (default): they go */
     int32_t describe_only;   /* 1: every check, no weights: to be described, not to be run */
+    /* A folder in which packed weights are kept, to be mapped by the next load of the same files in the
+     * same format; NULL (default): they are packed every time.  A file there that does not fit is
+     * written anew; that this happened, or that nothing could be written, is said to the log. */
+    const char *cache_dir;
+    int32_t cache_read_only; /* 1: nothing is written there */
+    int32_t reserved;
     /* Called now and then, by one thread at a time; another value than 0 gives CMOE_ERR_CANCELLED. */
     int32_t (*progress)(void *user, int64_t done_bytes, int64_t total_bytes);
     void *progress_user;
@@ -82,8 +88,8 @@ typedef struct cmoe_model_info {
     int64_t mask_token;            /* of diffusion models; -1: none */
     int64_t window, window_layers; /* the widest; how many layers have one; 0: none */
     int32_t tied;                  /* the head is the embedding */
-    int32_t reserved;
-    int64_t tensors, ignored; /* of the files: used, and not */
+    int32_t cached;                /* the weights were found packed */
+    int64_t tensors, ignored;      /* of the files: used, and not */
     int64_t file_bytes;
     cmoe_model_bytes bytes; /* last: it may come to know more kinds */
 } cmoe_model_info;

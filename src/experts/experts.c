@@ -165,29 +165,29 @@ cmoe_status cmoe_experts_create(cmoe_experts **out, cmoe_ctx *ctx,
     return CMOE_OK;
 }
 
-cmoe_status cmoei_experts_alloc(cmoe_experts **out, cmoe_ctx *ctx,
-                                const cmoe_experts_options *options, int64_t count, int64_t hidden,
-                                int64_t inter, bool bias13, bool bias2, cmoe_error *err)
+static cmoe_status around(cmoe_experts **out, cmoe_ctx *ctx, const cmoe_experts_options *options,
+                          cmoe_matrix *w13, cmoe_matrix *w2, cmoe_error *err)
 {
     cmoe_experts_options o = defaults;
+    cmoe_experts *x;
     CMOEI_TRY(cmoei_options_read(&o, sizeof o, options, "cmoe_experts_options", err));
     CMOEI_TRY(check_options(&o, err));
-    const int64_t up[] = {count, o.ungated ? inter : 2 * inter, hidden},
-                  down[] = {count, hidden, inter};
-    cmoe_experts *x = NULL;
     CMOEI_TRY(cmoei_alloc(ctx, (int64_t)sizeof *x, "experts", (void **)&x, err));
-    *x = (cmoe_experts){.ctx = ctx, .o = o, .count = count};
-    cmoe_status status =
-        cmoei_matrix_alloc(&x->w13, ctx, o.format, !o.ungated, up, bias13, "w13", err);
-    if (status == CMOE_OK)
-        status = cmoei_matrix_alloc(&x->w2, ctx, o.format, false, down, bias2, "w2", err);
-    if (status != CMOE_OK) {
-        cmoe_experts_free(x);
-        return status;
-    }
+    *x = (cmoe_experts){.ctx = ctx, .o = o, .count = w13->count, .w13 = w13, .w2 = w2};
     finish(x);
     *out = x;
     return CMOE_OK;
+}
+
+cmoe_status cmoei_experts_around(cmoe_experts **out, cmoe_ctx *ctx, const cmoe_experts_options *o,
+                                 cmoe_matrix *w13, cmoe_matrix *w2, cmoe_error *err)
+{
+    const cmoe_status status = around(out, ctx, o, w13, w2, err);
+    if (status != CMOE_OK) {
+        cmoe_matrix_free(w13);
+        cmoe_matrix_free(w2);
+    }
+    return status;
 }
 
 void cmoe_experts_free(cmoe_experts *x)

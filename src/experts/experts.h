@@ -18,10 +18,10 @@ struct cmoe_experts {
     cmoei_activation activation;
 };
 
-/* Experts [count] without weights, whose two matrices are then filled (matmul.h).  Options about the
- * layout of given weights mean nothing here: gate rows stand before up rows. */
-cmoe_status cmoei_experts_alloc(cmoe_experts **out, cmoe_ctx *ctx, const cmoe_experts_options *o,
-                                int64_t count, int64_t hidden, int64_t inter, bool bias13,
-                                bool bias2, cmoe_error *err) CMOE_PRIV(experts_alloc);
+/* Experts around two matrices, gate rows before up rows, which it owns from now on, also when this
+ * fails.  Options about the layout of given weights mean nothing here. */
+cmoe_status cmoei_experts_around(cmoe_experts **out, cmoe_ctx *ctx, const cmoe_experts_options *o,
+                                 cmoe_matrix *w13, cmoe_matrix *w2, cmoe_error *err)
+    CMOE_PRIV(experts_around);
 
 #endif

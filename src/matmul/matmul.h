@@ -100,6 +100,7 @@ struct cmoe_matrix {
     float *scale;        /* [E, panels, panel], int8 only; NULL when borrowed */
     float *bias;         /* [E, panels, panel] or NULL */
     int64_t packed_bytes, scale_bytes, bias_bytes;
+    bool adopted;     /* the three above lie in somebody else's memory */
     cmoe_view source; /* [E, N, K] after transposing, when borrowed */
 };
 
@@ -117,6 +118,20 @@ typedef struct cmoei_rows {
 cmoe_status cmoei_matrix_alloc(cmoe_matrix **out, cmoe_ctx *ctx, int32_t format, bool gated,
                                const int64_t dims[3], bool bias, const char *name, cmoe_error *err)
     CMOE_PRIV(matrix_alloc);
+/* The memory that a filled matrix consists of, in this order; what it has none of has no bytes. */
+typedef struct cmoei_matrix_memory {
+    const void *data[3];
+    int64_t bytes[3]; /* packed weights, scales, bias */
+} cmoei_matrix_memory;
+cmoei_matrix_memory cmoei_matrix_memory_of(const cmoe_matrix *m) CMOE_PRIV(matrix_memory_of);
+/* A matrix around memory that was one's before, of the same arguments, kernel and version; aligned to
+ * 64, and there as long as the matrix is.  With data NULL: only says how many bytes there must be. */
+cmoe_status cmoei_matrix_adopt(cmoe_matrix **out, cmoe_ctx *ctx, int32_t format, bool gated,
+                               const int64_t dims[3], bool bias, cmoei_matrix_memory *memory,
+                               cmoe_error *err) CMOE_PRIV(matrix_adopt);
+/* The layout that matrices of a format have in this context, in words: "avx512 32x2 0". */
+void cmoei_matrix_layout(cmoe_ctx *ctx, int32_t format, char *text, size_t size)
+    CMOE_PRIV(matrix_layout);
 /* cmoe_matrix_weight_bytes of such a matrix. */
 cmoe_status cmoei_matrix_size(cmoe_ctx *ctx, int32_t format, bool gated, const int64_t dims[3],
                               const char *name, int64_t *bytes, cmoe_error *err)

@@ -6,6 +6,7 @@
  * filled panel by panel from wherever its rows lie.
  */
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "matmul.h"
@@ -212,6 +213,41 @@ cmoe_status cmoei_matrix_alloc(cmoe_matrix **out, cmoe_ctx *ctx, int32_t format,
     return CMOE_OK;
 }
 
+cmoei_matrix_memory cmoei_matrix_memory_of(const cmoe_matrix *m)
+{
+    return (cmoei_matrix_memory){{m->packed, m->scale, m->bias},
+                                 {m->packed ? m->packed_bytes : 0, m->scale ? m->scale_bytes : 0,
+                                  m->bias ? m->bias_bytes : 0}};
+}
+
+cmoe_status cmoei_matrix_adopt(cmoe_matrix **out, cmoe_ctx *ctx, int32_t format, bool gated,
+                               const int64_t dims[3], bool bias, cmoei_matrix_memory *memory,
+                               cmoe_error *err)
+{
+    const cmoe_matrix_options o = {.size = sizeof o, .format = format};
+    cmoe_matrix built, *m = NULL;
+    CMOEI_TRY(describe(&built, ctx, &o, (cmoei_gate){.gated = gated}, format, dims, "matrix", err));
+    built.bias_bytes = bias ? built.scale_bytes : 0;
+    memory->bytes[0] = built.packed_bytes;
+    memory->bytes[1] = built.kernel->v.dtype == CMOE_I8 ? built.scale_bytes : 0;
+    memory->bytes[2] = built.bias_bytes;
+    if (!memory->data[0]) return CMOE_OK;
+    built.adopted = true;
+    built.packed = (char *)(uintptr_t)memory->data[0]; /* never written: the matrix is filled */
+    built.scale = memory->bytes[1] ? (float *)(uintptr_t)memory->data[1] : NULL;
+    built.bias = bias ? (float *)(uintptr_t)memory->data[2] : NULL;
+    CMOEI_TRY(cmoei_alloc(ctx, (int64_t)sizeof *m, "matrix", (void **)&m, err));
+    *m = built;
+    *out = m;
+    return CMOE_OK;
+}
+
+void cmoei_matrix_layout(cmoe_ctx *ctx, int32_t format, char *text, size_t size)
+{
+    const cmoei_matmul_kernel *k = cmoei_table_pick(&cmoei_matmul_table, ctx->features, format);
+    snprintf(text, size, "%s %dx%d %d", k->v.name, k->panel, k->step, k->x_form);
+}
+
 cmoe_status cmoei_matrix_size(cmoe_ctx *ctx, int32_t format, bool gated, const int64_t dims[3],
                               const char *name, int64_t *bytes, cmoe_error *err)
 {
@@ -259,9 +295,11 @@ cmoe_status cmoe_matrix_create(cmoe_matrix **out, cmoe_ctx *ctx, const cmoe_matr
 void cmoe_matrix_free(cmoe_matrix *m)
 {
     if (!m) return;
-    cmoei_free(m->ctx, m->packed, m->packed_bytes);
-    cmoei_free(m->ctx, m->scale, m->scale_bytes);
-    cmoei_free(m->ctx, m->bias, m->bias_bytes);
+    if (!m->adopted) {
+        cmoei_free(m->ctx, m->packed, m->packed_bytes);
+        cmoei_free(m->ctx, m->scale, m->scale_bytes);
+        cmoei_free(m->ctx, m->bias, m->bias_bytes);
+    }
     cmoei_free(m->ctx, m, (int64_t)sizeof *m);
 }
 

@@ -41,13 +41,12 @@ static cmoe_status page_bytes(const cmoe_cache *c, int64_t *bytes, cmoe_error *e
     return CMOE_OK;
 }
 
-cmoe_status cmoe_cache_create(cmoe_cache **out, const cmoe_model *m,
-                              const cmoe_cache_options *options, cmoe_error *err)
+/* A cache without its memory. */
+static cmoe_status measure(cmoe_cache *built, const cmoe_model *m,
+                           const cmoe_cache_options *options, cmoe_error *err)
 {
     cmoe_cache_options o = defaults;
     CMOEI_TRY(cmoei_options_read(&o, sizeof o, options, "cmoe_cache_options", err));
-    if (!out || !m)
-        return cmoei_fail(err, CMOE_ERR_ARG, "cache: %s is NULL", out ? "model" : "out");
     if (o.pages < 1 || o.pages > INT32_MAX)
         return cmoei_fail(err, CMOE_ERR_RANGE,
                           "pages = %" PRId64 ", want 1 to 2147483647 (of %d positions)", o.pages,
@@ -57,12 +56,31 @@ cmoe_status cmoe_cache_create(cmoe_cache **out, const cmoe_model *m,
         return cmoei_fail(err, CMOE_ERR_DTYPE,
                           "format %s (%d) not supported, want one of: f32 bf16",
                           cmoe_dtype_name(o.format), o.format);
-    cmoe_cache built = {.model = m, .pages = o.pages, .format = o.format}, *c;
-    CMOEI_TRY(page_bytes(&built, &built.layer_bytes, err));
-    if (!cmoei_mul(built.layer_bytes, m->d.layers, &built.bytes) ||
-        !cmoei_mul(built.bytes, o.pages, &built.bytes))
+    *built = (cmoe_cache){.model = m, .pages = o.pages, .format = o.format};
+    CMOEI_TRY(page_bytes(built, &built->layer_bytes, err));
+    if (!cmoei_mul(built->layer_bytes, m->d.layers, &built->bytes) ||
+        !cmoei_mul(built->bytes, o.pages, &built->bytes))
         return cmoei_fail(err, CMOE_ERR_SHAPE, "cache: %" PRId64 " pages exceed 2^63 - 1 bytes",
                           o.pages);
+    return CMOE_OK;
+}
+
+cmoe_status cmoei_cache_bytes(const cmoe_model *m, const cmoe_cache_options *o, int64_t *bytes,
+                              cmoe_error *err)
+{
+    cmoe_cache built;
+    CMOEI_TRY(measure(&built, m, o, err));
+    *bytes = built.bytes + (int64_t)sizeof built;
+    return CMOE_OK;
+}
+
+cmoe_status cmoe_cache_create(cmoe_cache **out, const cmoe_model *m,
+                              const cmoe_cache_options *options, cmoe_error *err)
+{
+    cmoe_cache built, *c;
+    if (!out || !m)
+        return cmoei_fail(err, CMOE_ERR_ARG, "cache: %s is NULL", out ? "model" : "out");
+    CMOEI_TRY(measure(&built, m, options, err));
     CMOEI_TRY(cmoei_alloc(m->ctx, (int64_t)sizeof *c, "cache", (void **)&c, err));
     *c = built;
     const cmoe_status status =

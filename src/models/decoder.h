@@ -43,6 +43,7 @@ typedef struct cmoei_layer_shape {
 
 typedef struct cmoei_decoder {
     const struct cmoei_arch *arch;
+    uint64_t sum; /* of the text of config.json: what it says decides what is packed */
     int64_t layers, hidden, vocab;
     int64_t heads, kv_heads, head_dim;
     int64_t context;          /* max_position_embeddings */

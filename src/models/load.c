@@ -2,392 +2,218 @@
  *
  * load.c - a directory -> packed weights.
  *
- * Layer by layer: the matrices of a layer are allocated empty, all their panels are packed in one
- * parallel region straight from the mapped files, then the layer's part of the files is dropped.  So
- * nothing but the packed weights is ever held in memory, and the disk reads the next layer while
- * this one is packed.
+ * Layer by layer: the matrices of a layer are packed straight from the mapped files, then the layer's
+ * part of the files is dropped.  So nothing but the packed weights is ever held in memory, and the
+ * disk reads the next layer while this one is packed.  With a tape the same walk takes every matrix
+ * as another load has kept it, and packs nothing.
  */
 #include "load.h"
 
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "weights/checkpoint.h"
 
-/* ---- rows of a matrix that is made of several sources --------------------------------------------- */
+/* ---- vectors -------------------------------------------------------------------------------------- */
 
-/* Rows [first, first + count) of a source of each expert. */
-typedef struct piece {
-    const cmoei_source *source; /* [E] */
-    cmoei_range rows;
-} piece;
-
-enum { PIECES = 3 };
-
-/* A matrix [E, N, K] whose rows are those of its pieces, one below the other. */
-typedef struct job {
-    cmoe_matrix *matrix;
-    piece pieces[PIECES];
-    int64_t panels; /* of all E matrices */
-} job;
-
-static void stacked_row(const void *user, int64_t e, int64_t n, float *row)
-{
-    const job *j = user;
-    for (int32_t i = 0; i < PIECES; i++) {
-        const piece *p = &j->pieces[i];
-        if (n < p->rows.count) {
-            cmoei_source_row(&p->source[e], p->rows.first + n, row);
-            return;
-        }
-        n -= p->rows.count;
-    }
-}
-
-/* ---- one layer's worth of packing ----------------------------------------------------------------- */
-
-enum { JOBS = 8 };
-
-typedef struct loader {
-    cmoe_model *m;
-    const cmoe_model_options *o;
-    const cmoe_checkpoint *c;
-    const cmoei_tensors *t;
-    cmoe_error *err;
-    job jobs[JOBS];
-    int32_t count;
-    _Atomic int32_t cancelled;
-    _Atomic int64_t packed; /* bytes, of the jobs at hand */
-    int64_t told;           /* at how many bytes progress was last called */
-    float *rows;            /* [threads, row_length] */
-    int64_t row_length, row_bytes;
-    int64_t done, total; /* packed bytes */
-} loader;
-
-static cmoe_status add_job(loader *l, cmoe_matrix *matrix, const piece *pieces, int32_t count)
-{
-    CMOE_ASSERT(l->count < JOBS && count <= PIECES);
-    job *j = &l->jobs[l->count++];
-    *j = (job){.matrix = matrix, .panels = matrix->count * matrix->panels};
-    memcpy(j->pieces, pieces, (size_t)count * sizeof *pieces);
-    return CMOE_OK;
-}
-
-/* Task 0 tells how far all of them are, about 500 times in a load. */
-static void tell(loader *l, int64_t done)
-{
-    if (!l->o->progress || done - l->told < l->total / 500) return;
-    l->told = done;
-    if (l->o->progress(l->o->progress_user, CMOEI_MIN(done, l->total), l->total)) l->cancelled = 1;
-}
-
-static void pack(void *arg, cmoei_team *team, int32_t index, int32_t count)
-{
-    loader *l = arg;
-    (void)count;
-    int64_t all = 0;
-    for (int32_t i = 0; i < l->count; i++)
-        all += l->jobs[i].panels;
-    for (int64_t i; !l->cancelled && (i = cmoei_next(team, 1)) < all;) {
-        const job *j = l->jobs;
-        while (i >= j->panels)
-            i -= j++->panels;
-        const cmoei_rows rows = {.row = stacked_row, .user = j};
-        cmoei_matrix_pack(j->matrix, &rows, i, l->rows + index * l->row_length);
-        l->packed += j->matrix->panel_bytes;
-        if (index == 0) tell(l, l->done + l->packed);
-    }
-}
-
-/* Packs what was added, then forgets it. */
-static cmoe_status run_jobs(loader *l)
-{
-    int64_t panels = 0, bytes = 0;
-    for (int32_t i = 0; i < l->count; i++) {
-        panels += l->jobs[i].panels;
-        bytes += cmoe_matrix_weight_bytes(l->jobs[i].matrix);
-    }
-    l->packed = 0;
-    cmoei_region(l->m->ctx, panels, pack, l);
-    l->count = 0;
-    l->done += bytes;
-    tell(l, l->done);
-    if (l->cancelled) return cmoei_fail(l->err, CMOE_ERR_CANCELLED, "loading was cancelled");
-    return CMOE_OK;
-}
-
-/* ---- what is read of the files, and when ---------------------------------------------------------- */
-
-/* Bytes [data, data + bytes) of the mapping. */
-typedef struct extent {
-    const char *data;
-    int64_t bytes;
-} extent;
-
-static extent extent_of(const cmoei_source *s)
-{
-    const int64_t size = s->dtype == CMOE_E2M1X2 ? 1 : cmoe_dtype_bytes(s->dtype);
-    const int64_t cols = s->dtype == CMOE_E2M1X2 ? cmoei_ceil_div(s->cols, 2) : s->cols;
-    const bool any = s->data && s->rows > 0 && cols > 0;
-    return (extent){s->data, any ? ((s->rows - 1) * s->row + (cols - 1) * s->col + 1) * size : 0};
-}
-
-static int by_address(const void *a, const void *b)
-{
-    const extent *x = a, *y = b;
-    return x->data < y->data ? -1 : x->data > y->data;
-}
-
-static int64_t collect(const loader *l, int64_t layer, extent *list)
-{
-    int64_t n = 0;
-    for (int32_t r = CMOEI_GLOBAL_ROLES; r < CMOEI_LAYER_ROLES; r++)
-        list[n++] = extent_of(cmoei_tensor_of(l->t, layer, (cmoei_role)r));
-    const cmoei_range kept = cmoei_share_experts(&l->m->share, l->m->d.layer[layer].experts);
-    for (int32_t r = CMOEI_LAYER_ROLES; r < CMOEI_ROLES; r++) {
-        for (int64_t e = kept.first; e < kept.first + kept.count; e++)
-            list[n++] = extent_of(cmoei_tensor_of_expert(l->t, layer, (cmoei_role)r, e));
-    }
-    return n;
-}
-
-typedef void (*extent_fn)(const cmoe_checkpoint *c, const void *data, int64_t bytes);
-
-/* Calls fn for what a layer reads, neighbours together: a call to the kernel costs as much as
- * reading half a megabyte, and a layer has hundreds of tensors side by side. */
-static cmoe_status each_extent(const loader *l, int64_t layer, extent_fn fn)
-{
-    enum { GAP = 65536 };
-    const int64_t most =
-        CMOEI_ROLES + (CMOEI_ROLES - CMOEI_LAYER_ROLES) * l->m->d.layer[layer].experts;
-    const int64_t bytes = most * (int64_t)sizeof(extent);
-    extent *list;
-    CMOEI_TRY(cmoei_alloc(l->m->ctx, bytes, "extents of a layer", (void **)&list, l->err));
-    const int64_t n = collect(l, layer, list);
-    qsort(list, (size_t)n, sizeof *list, by_address);
-    for (int64_t i = 0, next; i < n; i = next) {
-        const char *end = list[i].data + list[i].bytes;
-        for (next = i + 1; next < n && list[next].data - end <= GAP; next++)
-            end = CMOEI_MAX(end, list[next].data + list[next].bytes);
-        if (list[i].bytes > 0) fn(l->c, list[i].data, end - list[i].data);
-    }
-    cmoei_free(l->m->ctx, list, bytes);
-    return CMOE_OK;
-}
-
-/* ---- parts of a layer ------------------------------------------------------------------------------ */
-
-static void vector_row(const cmoei_source *s, float *out)
-{
-    if (s->data) cmoei_source_row(s, 0, out);
-}
-
-/* Vectors are carved twice: dry to count them, then from m->vectors. */
-static float *carve_vector(cmoei_carver *c, const cmoei_source *s)
+/* Vectors are carved twice: dry to count them, then from m->vectors; `read` fills them. */
+static float *carve_vector(cmoei_carver *c, const cmoei_source *s, bool read)
 {
     if (!s->data) return NULL;
     float *v = cmoei_carve_array(c, s->cols, sizeof *v);
-    if (v) vector_row(s, v);
+    if (v && read) cmoei_source_row(s, 0, v);
     return v;
 }
 
-static void carve_vectors(cmoe_model *m, const cmoei_tensors *t, cmoei_carver *c)
+static void carve_vectors(cmoe_model *m, const cmoei_tensors *t, cmoei_carver *c, bool read)
 {
-    m->final_norm = carve_vector(c, &t->global[CMOEI_FINAL_NORM]);
-    m->final_norm_bias = carve_vector(c, &t->global[CMOEI_FINAL_NORM_BIAS]);
+    m->final_norm = carve_vector(c, &t->global[CMOEI_FINAL_NORM], read);
+    m->final_norm_bias = carve_vector(c, &t->global[CMOEI_FINAL_NORM_BIAS], read);
     m->frequencies = cmoei_carve_array(c, m->d.rope.dim / 2, sizeof(float));
     for (int64_t i = 0; i < m->d.layers; i++) {
         cmoei_model_layer *l = &m->layer[i];
-        l->norm1 = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_NORM1));
-        l->norm1_bias = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_NORM1_BIAS));
-        l->norm2 = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_NORM2));
-        l->norm2_bias = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_NORM2_BIAS));
-        l->q_norm = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_Q_NORM));
-        l->k_norm = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_K_NORM));
-        l->sinks = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_SINKS));
+        l->norm1 = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_NORM1), read);
+        l->norm1_bias = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_NORM1_BIAS), read);
+        l->norm2 = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_NORM2), read);
+        l->norm2_bias = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_NORM2_BIAS), read);
+        l->q_norm = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_Q_NORM), read);
+        l->k_norm = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_K_NORM), read);
+        l->sinks = carve_vector(c, cmoei_tensor_of(t, i, CMOEI_SINKS), read);
     }
 }
 
-static cmoe_status load_vectors(cmoe_model *m, const cmoei_tensors *t, cmoe_error *err)
+static cmoe_status load_vectors(cmoei_loader *l)
 {
+    cmoe_model *m = l->m;
+    const void *kept;
     cmoei_carver c = cmoei_carver_dry();
-    carve_vectors(m, t, &c);
-    CMOEI_TRY(cmoei_carver_check(&c, "vectors", err));
+    carve_vectors(m, l->t, &c, false);
+    CMOEI_TRY(cmoei_carver_check(&c, "vectors", l->err));
     m->vector_bytes = cmoei_carver_bytes(&c);
-    CMOEI_TRY(cmoei_alloc(m->ctx, m->vector_bytes, "norms and biases", (void **)&m->vectors, err));
+    CMOEI_TRY(
+        cmoei_alloc(m->ctx, m->vector_bytes, "norms and biases", (void **)&m->vectors, l->err));
+    memset(m->vectors, 0, (size_t)m->vector_bytes);
     const cmoe_arena arena = cmoe_arena_make(m->vectors, m->vector_bytes);
     c = cmoei_carver_open(&arena);
-    carve_vectors(m, t, &c);
-    CMOEI_TRY(cmoei_carver_check(&c, "vectors", err));
-    return cmoe_rope_frequencies(&m->d.rope, m->frequencies, &m->amplitude, err);
-}
-
-/* Biases of [count] pieces, stacked as the rows of their matrix are, for experts [first, + n). */
-static cmoe_status set_bias(loader *l, cmoe_matrix *m, const piece *pieces, int32_t count)
-{
-    float *bias;
-    const int64_t bytes = m->outputs * (int64_t)sizeof *bias;
-    if (!m->bias) return CMOE_OK;
-    CMOEI_TRY(cmoei_alloc(l->m->ctx, bytes, "bias", (void **)&bias, l->err));
-    for (int64_t e = 0; e < m->count; e++) {
-        int64_t at = 0;
-        for (int32_t i = 0; i < count; i++) {
-            const cmoei_source s = pieces[i].source[e];
-            cmoei_source part = s;
-            part.data += pieces[i].rows.first * s.col * cmoe_dtype_bytes(s.dtype);
-            part.cols = pieces[i].rows.count;
-            if (part.cols) cmoei_source_row(&part, 0, bias + at);
-            at += part.cols;
-        }
-        cmoei_matrix_set_bias(m, e, bias);
+    carve_vectors(m, l->t, &c, !cmoei_tape_plays(l->tape));
+    CMOEI_TRY(cmoei_carver_check(&c, "vectors", l->err));
+    if (cmoei_tape_plays(l->tape)) {
+        CMOEI_TRY(cmoei_tape_take(l->tape, m->vector_bytes, &kept, l->err));
+        memcpy(m->vectors, kept, (size_t)m->vector_bytes);
+    } else {
+        CMOEI_TRY(cmoei_tape_put(l->tape, m->vectors, m->vector_bytes, false, l->err));
     }
-    cmoei_free(l->m->ctx, bias, bytes);
-    return CMOE_OK;
+    /* Last: they depend on the context, which the tape knows nothing of. */
+    return cmoe_rope_frequencies(&m->d.rope, m->frequencies, &m->amplitude, l->err);
 }
 
-static cmoe_status load_attention(loader *l, int64_t i)
+/* ---- attention ------------------------------------------------------------------------------------ */
+
+/* Every piece with its bias, or none of them. */
+static void recipe_piece(cmoei_recipe *r, const cmoei_source *rows, const cmoei_source *bias,
+                         cmoei_range range)
+{
+    r->rows[r->count] = (cmoei_piece){rows, range};
+    r->bias[r->count] = (cmoei_piece){bias, range};
+    r->count++;
+}
+
+static cmoe_status load_attention(cmoei_loader *l, int64_t i)
 {
     const cmoei_decoder *d = &l->m->d;
+    const cmoei_tensors *t = l->t;
     cmoei_model_layer *layer = &l->m->layer[i];
     cmoei_range queries, keys, hidden = cmoei_share_of(&l->m->share, d->hidden);
     cmoei_share_heads(&l->m->share, d, &queries, &keys);
     const cmoei_range q = {queries.first * d->head_dim, queries.count * d->head_dim},
                       k = {keys.first * d->head_dim, keys.count * d->head_dim};
-    const piece qkv[] = {{cmoei_tensor_of(l->t, i, CMOEI_Q), q},
-                         {cmoei_tensor_of(l->t, i, CMOEI_K), k},
-                         {cmoei_tensor_of(l->t, i, CMOEI_V), k}};
-    const piece bias[] = {{cmoei_tensor_of(l->t, i, CMOEI_Q_BIAS), q},
-                          {cmoei_tensor_of(l->t, i, CMOEI_K_BIAS), k},
-                          {cmoei_tensor_of(l->t, i, CMOEI_V_BIAS), k}};
-    const piece o = {cmoei_tensor_of(l->t, i, CMOEI_O), hidden};
-    const piece o_bias = {cmoei_tensor_of(l->t, i, CMOEI_O_BIAS), hidden};
-    const int64_t qkv_dims[] = {1, q.count + 2 * k.count, d->hidden},
-                  o_dims[] = {1, hidden.count, d->heads * d->head_dim};
-    CMOEI_TRY(cmoei_matrix_alloc(&layer->qkv, l->m->ctx, l->m->format, false, qkv_dims, d->qkv_bias,
-                                 "q, k, v", l->err));
-    CMOEI_TRY(cmoei_matrix_alloc(&layer->o, l->m->ctx, l->m->format, false, o_dims, d->o_bias, "o",
-                                 l->err));
-    CMOEI_TRY(set_bias(l, layer->qkv, bias, 3));
-    CMOEI_TRY(set_bias(l, layer->o, &o_bias, 1));
-    CMOEI_TRY(add_job(l, layer->qkv, qkv, 3));
-    return add_job(l, layer->o, &o, 1);
+    cmoei_recipe qkv = {
+        .name = "q, k, v", .format = l->m->format, .dims = {1, q.count + 2 * k.count, d->hidden}};
+    cmoei_recipe o = {
+        .name = "o", .format = l->m->format, .dims = {1, hidden.count, d->heads * d->head_dim}};
+    const bool biased = d->qkv_bias;
+    recipe_piece(&qkv, cmoei_tensor_of(t, i, CMOEI_Q),
+                 biased ? cmoei_tensor_of(t, i, CMOEI_Q_BIAS) : NULL, q);
+    recipe_piece(&qkv, cmoei_tensor_of(t, i, CMOEI_K),
+                 biased ? cmoei_tensor_of(t, i, CMOEI_K_BIAS) : NULL, k);
+    recipe_piece(&qkv, cmoei_tensor_of(t, i, CMOEI_V),
+                 biased ? cmoei_tensor_of(t, i, CMOEI_V_BIAS) : NULL, k);
+    recipe_piece(&o, cmoei_tensor_of(t, i, CMOEI_O),
+                 d->o_bias ? cmoei_tensor_of(t, i, CMOEI_O_BIAS) : NULL, hidden);
+    CMOEI_TRY(cmoei_load_matrix(l, &qkv, &layer->qkv));
+    return cmoei_load_matrix(l, &o, &layer->o);
 }
 
-/* Sources of the gate, up and down of `experts` MLPs, and of their biases. */
+/* ---- MLPs ------------------------------------------------------------------------------------------ */
+
+/* Sources of the gate, up and down of some MLPs, and of their biases or NULL. */
 typedef struct mlp_sources {
-    const cmoei_source *gate, *up, *down, *gate_bias, *up_bias, *down_bias; /* [E] */
-    cmoei_range experts; /* of the layer; dense and shared: {0, 1} */
-    int64_t inter;
-    bool bias;
+    const cmoei_source *gate, *up, *down, *gate_bias, *up_bias, *down_bias; /* [count] */
+    int64_t count, inter;
 } mlp_sources;
 
-static cmoe_status alloc_mlp(loader *l, const mlp_sources *s, const cmoe_experts_options *options,
-                             cmoei_mlp *out)
-{
-    const cmoei_decoder *d = &l->m->d;
-    if (l->m->share.ranks > 1) {
-        const int64_t up[] = {s->experts.count, 2 * cmoei_share_of(&l->m->share, s->inter).count,
-                              d->hidden},
-                      down[] = {s->experts.count, cmoei_share_of(&l->m->share, d->hidden).count,
-                                s->inter};
-        CMOEI_TRY(cmoei_matrix_alloc(&out->w13, l->m->ctx, l->m->format, true, up, s->bias, "w13",
-                                     l->err));
-        return cmoei_matrix_alloc(&out->w2, l->m->ctx, l->m->format, false, down, s->bias, "w2",
-                                  l->err);
-    }
-    CMOEI_TRY(cmoei_experts_alloc(&out->experts, l->m->ctx, options, s->experts.count, d->hidden,
-                                  s->inter, s->bias, s->bias, l->err));
-    out->w13 = out->experts->w13;
-    out->w2 = out->experts->w2;
-    return CMOE_OK;
-}
-
-static cmoe_status load_mlp(loader *l, const mlp_sources *s, const cmoe_experts_options *options,
-                            cmoei_mlp *out)
+static cmoe_status load_mlp(cmoei_loader *l, const mlp_sources *s,
+                            const cmoe_experts_options *options, cmoei_mlp *out)
 {
     const cmoei_range inter = cmoei_share_of(&l->m->share, s->inter),
                       hidden = cmoei_share_of(&l->m->share, l->m->d.hidden);
-    const int64_t e = s->experts.first;
-    CMOEI_TRY(alloc_mlp(l, s, options, out));
-    const piece up[] = {{s->gate + e, inter}, {s->up + e, inter}};
-    const piece down = {s->down + e, hidden};
-    if (s->bias) {
-        const piece up_bias[] = {{s->gate_bias + e, inter}, {s->up_bias + e, inter}};
-        const piece down_bias = {s->down_bias + e, hidden};
-        CMOEI_TRY(set_bias(l, out->w13, up_bias, 2));
-        CMOEI_TRY(set_bias(l, out->w2, &down_bias, 1));
-    }
-    CMOEI_TRY(add_job(l, out->w13, up, 2));
-    return add_job(l, out->w2, &down, 1);
+    cmoei_recipe up = {.name = "w13",
+                       .format = l->m->format,
+                       .gated = true,
+                       .dims = {s->count, 2 * inter.count, l->m->d.hidden}};
+    cmoei_recipe down = {
+        .name = "w2", .format = l->m->format, .dims = {s->count, hidden.count, s->inter}};
+    recipe_piece(&up, s->gate, s->gate_bias, inter);
+    recipe_piece(&up, s->up, s->up_bias, inter);
+    recipe_piece(&down, s->down, s->down_bias, hidden);
+    CMOEI_TRY(cmoei_load_matrix(l, &up, &out->w13));
+    CMOEI_TRY(cmoei_load_matrix(l, &down, &out->w2));
+    if (l->m->share.ranks > 1) return CMOE_OK; /* parts of outputs are not experts yet */
+    const cmoei_mlp both = *out;
+    *out = (cmoei_mlp){0};
+    CMOEI_TRY(cmoei_experts_around(&out->experts, l->m->ctx, options, both.w13, both.w2, l->err));
+    out->w13 = both.w13;
+    out->w2 = both.w2;
+    return CMOE_OK;
 }
 
-static cmoe_status load_plain_mlp(loader *l, int64_t i, cmoei_role gate, int64_t inter,
+static cmoe_status load_plain_mlp(cmoei_loader *l, int64_t i, cmoei_role gate, int64_t inter,
                                   cmoei_mlp *out)
 {
     cmoe_experts_options o;
     cmoe_experts_options_default(&o, sizeof o);
     o.format = l->m->format;
-    const mlp_sources s = {
-        .gate = cmoei_tensor_of(l->t, i, gate),
-        .up = cmoei_tensor_of(l->t, i, gate + 1),
-        .down = cmoei_tensor_of(l->t, i, gate + 2),
-        .gate_bias = cmoei_tensor_of(l->t, i, gate + 3),
-        .up_bias = cmoei_tensor_of(l->t, i, gate + 4),
-        .down_bias = cmoei_tensor_of(l->t, i, gate + 5),
-        .experts = {0, 1},
-        .inter = inter,
-        .bias = l->m->d.mlp_bias,
-    };
+    mlp_sources s = {.gate = cmoei_tensor_of(l->t, i, gate),
+                     .up = cmoei_tensor_of(l->t, i, gate + 1),
+                     .down = cmoei_tensor_of(l->t, i, gate + 2),
+                     .count = 1,
+                     .inter = inter};
+    if (l->m->d.mlp_bias) {
+        s.gate_bias = cmoei_tensor_of(l->t, i, gate + 3);
+        s.up_bias = cmoei_tensor_of(l->t, i, gate + 4);
+        s.down_bias = cmoei_tensor_of(l->t, i, gate + 5);
+    }
     return load_mlp(l, &s, &o, out);
 }
 
-static cmoe_status load_experts(loader *l, int64_t i)
+static cmoe_status load_experts(cmoei_loader *l, int64_t i)
 {
     const cmoei_decoder *d = &l->m->d;
-    const cmoei_layer_shape *shape = &d->layer[i];
-    const cmoei_range kept = cmoei_share_experts(&l->m->share, shape->experts);
+    const cmoei_range kept = cmoei_share_experts(&l->m->share, d->layer[i].experts);
+    const int64_t e = kept.first;
     cmoe_experts_options o;
     cmoe_experts_options_default(&o, sizeof o);
     o.format = l->m->format;
     o.activation = d->activation;
     o.swiglu_limit = d->swiglu_limit;
     o.alpha = d->swiglu_alpha;
-    o.first_expert = kept.first;
-    const mlp_sources s = {
-        .gate = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_GATE, 0),
-        .up = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_UP, 0),
-        .down = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_DOWN, 0),
-        .gate_bias = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_GATE_BIAS, 0),
-        .up_bias = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_UP_BIAS, 0),
-        .down_bias = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_DOWN_BIAS, 0),
-        .experts = kept,
-        .inter = shape->inter,
-        .bias = d->mlp_bias || d->expert_bias,
-    };
+    o.first_expert = e;
     if (kept.count == 0) return CMOE_OK;
+    mlp_sources s = {.gate = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_GATE, e),
+                     .up = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_UP, e),
+                     .down = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_DOWN, e),
+                     .count = kept.count,
+                     .inter = d->layer[i].inter};
+    if (d->mlp_bias || d->expert_bias) {
+        s.gate_bias = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_GATE_BIAS, e);
+        s.up_bias = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_UP_BIAS, e);
+        s.down_bias = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_DOWN_BIAS, e);
+    }
     return load_mlp(l, &s, &o, &l->m->layer[i].experts);
 }
 
 /* ---- router --------------------------------------------------------------------------------------- */
 
-/* All rows of a source as float32, for what takes a view. */
-static cmoe_status read_whole(loader *l, const cmoei_source *s, float **out, int64_t *bytes,
-                              cmoe_view *view)
+/* All rows of a source, for what takes a view. */
+static cmoe_status read_whole(cmoei_loader *l, const cmoei_source *s, cmoei_values *w)
 {
-    *view = cmoe_view_none();
-    *out = NULL;
-    *bytes = s->rows * s->cols * (int64_t)sizeof **out;
+    const void *kept;
     if (!s->data) return CMOE_OK;
-    CMOEI_TRY(cmoei_alloc(l->m->ctx, *bytes, "router", (void **)out, l->err));
+    w->rows = s->rows;
+    w->cols = s->cols;
+    w->bytes = s->rows * s->cols * (int64_t)sizeof *w->values;
+    CMOEI_TRY(cmoei_alloc(l->m->ctx, w->bytes, "router", (void **)&w->values, l->err));
+    if (cmoei_tape_plays(l->tape)) {
+        CMOEI_TRY(cmoei_tape_take(l->tape, w->bytes, &kept, l->err));
+        memcpy(w->values, kept, (size_t)w->bytes);
+        return CMOE_OK;
+    }
     for (int64_t n = 0; n < s->rows; n++)
-        cmoei_source_row(s, n, *out + n * s->cols);
-    *view = s->rows == 1 ? cmoe_view_1d(*out, CMOE_F32, s->cols)
-                         : cmoe_view_2d(*out, CMOE_F32, s->rows, s->cols);
-    return CMOE_OK;
+        cmoei_source_row(s, n, w->values + n * s->cols);
+    return cmoei_tape_put(l->tape, w->values, w->bytes, true, l->err);
 }
 
-static cmoe_status create_layer(loader *l, int64_t i, const cmoe_view *router)
+static cmoe_view as_matrix(const cmoei_values *w)
+{
+    return w->values ? cmoe_view_2d(w->values, CMOE_F32, w->rows, w->cols) : cmoe_view_none();
+}
+
+static cmoe_view as_vector(const cmoei_values *w)
+{
+    return w->values ? cmoe_view_1d(w->values, CMOE_F32, w->cols) : cmoe_view_none();
+}
+
+static cmoe_status create_layer(cmoei_loader *l, int64_t i, const cmoei_values *router)
 {
     cmoei_model_layer *layer = &l->m->layer[i];
     cmoe_route_options route = l->m->d.route;
@@ -397,39 +223,63 @@ static cmoe_status create_layer(loader *l, int64_t i, const cmoe_view *router)
     cmoe_layer_options_default(&o, sizeof o);
     cmoe_layer_weights_default(&w, sizeof w);
     o.route = &route;
-    w.gate = router[0];
-    w.gate_bias = router[1];
-    w.bias = router[2];
-    w.shared_gate = router[3];
+    w.gate = as_matrix(&router[0]);
+    w.gate_bias = as_vector(&router[1]);
+    w.bias = as_vector(&router[2]);
+    w.shared_gate = as_matrix(&router[3]);
     w.experts = layer->experts.experts;
     w.shared = layer->shared.experts;
     return cmoe_layer_create(&layer->moe, l->m->ctx, &o, &w, l->err);
 }
 
-static cmoe_status load_router(loader *l, int64_t i)
+static cmoe_status load_router(cmoei_loader *l, int64_t i)
 {
-    static const cmoei_role roles[] = {CMOEI_ROUTER, CMOEI_ROUTER_BIAS, CMOEI_CHOICE_BIAS,
-                                       CMOEI_SHARED_WEIGHT};
-    float *values[4] = {0};
-    int64_t bytes[4] = {0};
-    cmoe_view views[4];
-    cmoe_status status = CMOE_OK;
-    for (int32_t r = 0; r < 4 && status == CMOE_OK; r++)
-        status =
-            read_whole(l, cmoei_tensor_of(l->t, i, roles[r]), &values[r], &bytes[r], &views[r]);
-    if (status == CMOE_OK && views[0].rank == 1) /* a single expert */
-        views[0] = cmoe_view_2d(values[0], CMOE_F32, 1, l->m->d.hidden);
-    if (status == CMOE_OK && values[3])
-        views[3] = cmoe_view_2d(values[3], CMOE_F32, 1, l->m->d.hidden);
-    if (status == CMOE_OK) status = create_layer(l, i, views);
-    for (int32_t r = 0; r < 4; r++)
-        cmoei_free(l->m->ctx, values[r], bytes[r]);
-    return status;
+    static const cmoei_role roles[CMOEI_ROUTER_PARTS] = {CMOEI_ROUTER, CMOEI_ROUTER_BIAS,
+                                                         CMOEI_CHOICE_BIAS, CMOEI_SHARED_WEIGHT};
+    cmoei_model_layer *layer = &l->m->layer[i];
+    for (int32_t r = 0; r < CMOEI_ROUTER_PARTS; r++)
+        CMOEI_TRY(read_whole(l, cmoei_tensor_of(l->t, i, roles[r]), &layer->router[r]));
+    if (cmoei_model_is_share(l->m)) return CMOE_OK;
+    CMOEI_TRY(create_layer(l, i, layer->router));
+    cmoei_model_free_router(l->m, i); /* the layer has copies */
+    return CMOE_OK;
+}
+
+/* ---- the ends --------------------------------------------------------------------------------------- */
+
+static cmoe_status load_embedding(cmoei_loader *l)
+{
+    cmoe_model *m = l->m;
+    const cmoei_source *s = &l->t->global[CMOEI_EMBEDDING];
+    const cmoei_range vocab = cmoei_share_of(&m->share, m->d.vocab);
+    const int64_t row = m->d.hidden * cmoe_dtype_bytes(s->dtype), bytes = vocab.count * row;
+    m->embedding_dtype = s->dtype;
+    l->done += bytes;
+    if (cmoei_tape_plays(l->tape)) return cmoei_tape_take(l->tape, bytes, &m->embedding, l->err);
+    m->embedding_bytes = bytes;
+    CMOEI_TRY(cmoei_alloc(m->ctx, bytes, "embedding", &m->own_embedding, l->err));
+    m->embedding = m->own_embedding;
+    memcpy(m->own_embedding, s->data + vocab.first * row, (size_t)bytes);
+    return cmoei_tape_put(l->tape, m->embedding, bytes, false, l->err);
+}
+
+static cmoe_status load_head(cmoei_loader *l)
+{
+    cmoe_model *m = l->m;
+    const cmoei_role role = m->d.tied ? CMOEI_EMBEDDING : CMOEI_HEAD;
+    const cmoei_range vocab = cmoei_share_of(&m->share, m->d.vocab);
+    cmoei_recipe head = {.name = "head",
+                         .format = cmoei_head_format(m->format),
+                         .dims = {1, vocab.count, m->d.hidden}};
+    recipe_piece(&head, &l->t->global[role], m->d.head_bias ? &l->t->global[CMOEI_HEAD_BIAS] : NULL,
+                 vocab);
+    CMOEI_TRY(cmoei_load_matrix(l, &head, &m->head));
+    return cmoei_load_run(l);
 }
 
 /* ---- the whole ------------------------------------------------------------------------------------- */
 
-static cmoe_status load_layer(loader *l, int64_t i)
+static cmoe_status load_layer(cmoei_loader *l, int64_t i)
 {
     const cmoei_layer_shape *shape = &l->m->d.layer[i];
     cmoei_model_layer *layer = &l->m->layer[i];
@@ -440,60 +290,26 @@ static cmoe_status load_layer(loader *l, int64_t i)
         CMOEI_TRY(load_experts(l, i));
     if (shape->experts > 0 && shape->shared_inter > 0)
         CMOEI_TRY(load_plain_mlp(l, i, CMOEI_SHARED_GATE, shape->shared_inter, &layer->shared));
-    CMOEI_TRY(run_jobs(l));
-    if (shape->experts > 0 && !cmoei_model_is_share(l->m)) CMOEI_TRY(load_router(l, i));
+    CMOEI_TRY(cmoei_load_run(l));
+    if (shape->experts > 0) CMOEI_TRY(load_router(l, i));
     return CMOE_OK;
 }
 
-static cmoe_status load_embedding(loader *l)
+static cmoe_status load_all(cmoei_loader *l)
 {
-    cmoe_model *m = l->m;
-    const cmoei_source *s = &l->t->global[CMOEI_EMBEDDING];
-    const cmoei_range vocab = cmoei_share_of(&m->share, m->d.vocab);
-    const int64_t row = m->d.hidden * cmoe_dtype_bytes(s->dtype);
-    m->embedding_dtype = s->dtype;
-    m->embedding_bytes = vocab.count * row;
-    CMOEI_TRY(cmoei_alloc(m->ctx, m->embedding_bytes, "embedding", &m->embedding, l->err));
-    memcpy(m->embedding, s->data + vocab.first * row, (size_t)m->embedding_bytes);
-    l->done += m->embedding_bytes;
-    return CMOE_OK;
-}
-
-static cmoe_status load_head(loader *l)
-{
-    cmoe_model *m = l->m;
-    const cmoei_role role = m->d.tied ? CMOEI_EMBEDDING : CMOEI_HEAD;
-    const cmoei_range vocab = cmoei_share_of(&m->share, m->d.vocab);
-    const int64_t dims[] = {1, vocab.count, m->d.hidden};
-    const piece rows = {&l->t->global[role], vocab}, bias = {&l->t->global[CMOEI_HEAD_BIAS], vocab};
-    CMOEI_TRY(cmoei_matrix_alloc(&m->head, m->ctx, cmoei_head_format(m->format), false, dims,
-                                 m->d.head_bias, "head", l->err));
-    CMOEI_TRY(set_bias(l, m->head, &bias, 1));
-    CMOEI_TRY(add_job(l, m->head, &rows, 1));
-    return run_jobs(l);
-}
-
-static void drop_global(const loader *l)
-{
-    for (int32_t r = 0; r < CMOEI_GLOBAL_ROLES; r++) {
-        const extent x = extent_of(&l->t->global[r]);
-        if (x.bytes > 0) cmoei_checkpoint_drop(l->c, x.data, x.bytes);
-    }
-}
-
-static cmoe_status load_all(loader *l)
-{
-    cmoe_model *m = l->m;
-    CMOEI_TRY(load_vectors(m, l->t, l->err));
+    const int64_t layers = l->m->d.layers;
+    const bool reads = !cmoei_tape_plays(l->tape), drops = reads && !l->o->keep_page_cache;
+    CMOEI_TRY(load_vectors(l));
     CMOEI_TRY(load_embedding(l));
     CMOEI_TRY(load_head(l));
-    if (!l->o->keep_page_cache) drop_global(l);
-    if (m->d.layers > 0) CMOEI_TRY(each_extent(l, 0, cmoei_checkpoint_will_need));
-    for (int64_t i = 0; i < m->d.layers; i++) {
-        if (i + 1 < m->d.layers) CMOEI_TRY(each_extent(l, i + 1, cmoei_checkpoint_will_need));
-        CMOEI_TRY(cmoei_checkpoint_whole(l->c, l->err));
+    if (drops) cmoei_load_drop_global(l);
+    if (reads && layers > 0) CMOEI_TRY(cmoei_load_extents(l, 0, cmoei_checkpoint_will_need));
+    for (int64_t i = 0; i < layers; i++) {
+        if (reads && i + 1 < layers)
+            CMOEI_TRY(cmoei_load_extents(l, i + 1, cmoei_checkpoint_will_need));
+        if (reads) CMOEI_TRY(cmoei_checkpoint_whole(l->c, l->err));
         CMOEI_TRY(load_layer(l, i));
-        if (!l->o->keep_page_cache) CMOEI_TRY(each_extent(l, i, cmoei_checkpoint_drop));
+        if (drops) CMOEI_TRY(cmoei_load_extents(l, i, cmoei_checkpoint_drop));
     }
     return CMOE_OK;
 }
@@ -508,9 +324,11 @@ static int64_t longest_row(const cmoei_decoder *d)
 }
 
 cmoe_status cmoei_model_fill(cmoe_model *m, const cmoe_model_options *o, const cmoe_checkpoint *c,
-                             const cmoei_tensors *t, cmoe_error *err)
+                             const cmoei_tensors *t, cmoei_tape *tape, cmoe_error *err)
 {
-    loader l = {.m = m, .o = o, .c = c, .t = t, .err = err, .total = m->info.bytes.total};
+    const cmoe_model_bytes *b = &m->info.bytes;
+    cmoei_loader l = {.m = m, .o = o, .c = c, .t = t, .tape = tape, .err = err};
+    l.total = b->total - b->router - b->embedding - b->small; /* which are copied, not packed */
     if (!cmoei_pack_elements(longest_row(&m->d), &l.row_length) ||
         !cmoei_mul(l.row_length, m->ctx->threads * (int64_t)sizeof *l.rows, &l.row_bytes))
         return cmoei_fail(err, CMOE_ERR_SHAPE, "model: rows of %" PRId64 " values are too long",

@@ -8,9 +8,11 @@
 #include "model.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "load.h"
+#include "weights/checkpoint.h"
 
 static const cmoe_model_options defaults = {.size = sizeof defaults};
 
@@ -74,6 +76,7 @@ static cmoe_status check_options(const cmoe_model_options *o, cmoe_error *err)
                           "tensor_rank = %d of tensor_ranks = %d, want 0 <= rank < ranks",
                           o->tensor_rank, o->tensor_ranks);
     CMOEI_TRY(cmoei_check_flag(o->describe_only, "describe_only", err));
+    CMOEI_TRY(cmoei_check_flag(o->cache_read_only, "cache_read_only", err));
     return cmoei_check_flag(o->keep_page_cache, "keep_page_cache", err);
 }
 
@@ -169,6 +172,78 @@ cmoe_status cmoe_model_plan(cmoe_ctx *ctx, const char *path, const cmoe_model_op
 
 /* ---- load -------------------------------------------------------------------------------------------- */
 
+enum { KEY_SIZE = 768, PATH_SIZE = 4096 };
+
+/* All that packed weights depend on. */
+static void make_key(const cmoe_model *m, const opened *x, char key[KEY_SIZE])
+{
+    const cmoei_share *s = &x->share;
+    char layout[64], head[64];
+    cmoei_matrix_layout(x->ctx, x->format, layout, sizeof layout);
+    cmoei_matrix_layout(x->ctx, cmoei_head_format(x->format), head, sizeof head);
+    snprintf(key, KEY_SIZE,
+             "cmoe %s; files %016" PRIx64 "; config %016" PRIx64
+             "; %s; %s %s; head %s; experts %" PRId64 "+%" PRId64 "; tensor %d/%d",
+             cmoe_version(), cmoei_checkpoint_identity(x->c), m->d.sum, m->d.arch->type,
+             cmoe_dtype_name(x->format), layout, head, s->experts.first, s->experts.count, s->rank,
+             s->ranks);
+}
+
+/* Name of the file in the folder; false when it is too long. */
+static bool make_path(const cmoe_model *m, const opened *x, const char *key, char path[PATH_SIZE])
+{
+    uint64_t sum = 0xcbf29ce484222325u;
+    for (const char *p = key; *p; p++)
+        sum = (sum ^ (unsigned char)*p) * 0x100000001b3u;
+    const int n = snprintf(path, PATH_SIZE, "%s/%s-%s-%016" PRIx64 ".packed", x->o.cache_dir,
+                           m->d.arch->type, cmoe_dtype_name(x->format), sum);
+    return n > 0 && n < PATH_SIZE;
+}
+
+static void say(const cmoe_ctx *ctx, const char *what, const cmoe_error *err)
+{
+    char text[640];
+    snprintf(text, sizeof text, "%s: %s", what, err->text);
+    if (ctx->log) ctx->log(ctx->log_user, CMOE_LOG_WARN, text);
+}
+
+/* Writing what was packed may take longer than packing it: the caller hears of it and may say no. */
+static bool asked_to_stop(void *user)
+{
+    const opened *x = user;
+    const cmoe_model_bytes *b = &x->info.bytes;
+    const int64_t all = b->total - b->router - b->embedding - b->small; /* as when it was packed */
+    return x->o.progress && x->o.progress(x->o.progress_user, all, all) != 0;
+}
+
+/* From the folder of packed weights if they are there, else from the files, and then into the
+ * folder. */
+static cmoe_status fill(cmoe_model *m, opened *x, cmoe_error *err)
+{
+    char key[KEY_SIZE], path[PATH_SIZE];
+    cmoe_error why = {.size = sizeof why};
+    m->tape.ctx = x->ctx;
+    if (!x->o.cache_dir) return cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, err);
+    make_key(m, x, key);
+    if (!make_path(m, x, key, path))
+        return cmoei_fail(err, CMOE_ERR_RANGE, "cache_dir = \"%.200s...\", want a shorter path",
+                          x->o.cache_dir);
+    const cmoe_status found = cmoei_tape_open(&m->tape, x->ctx, path, key, &why);
+    if (found == CMOE_OK) {
+        m->info.cached = 1;
+        return cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, err);
+    }
+    if (found != CMOE_ERR_IO) say(x->ctx, "packed weights are made again", &why);
+    m->tape.records = !x->o.cache_read_only;
+    CMOEI_TRY(cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, err));
+    if (!m->tape.records) return CMOE_OK;
+    const cmoe_status kept = cmoei_tape_write(&m->tape, path, key, asked_to_stop, x, &why);
+    if (kept == CMOE_ERR_CANCELLED) return cmoei_fail(err, kept, "loading was cancelled");
+    if (kept != CMOE_OK) say(x->ctx, "packed weights are not kept", &why);
+    cmoei_tape_close(&m->tape);
+    return CMOE_OK;
+}
+
 static cmoe_status create(cmoe_model **out, opened *x, cmoe_error *err)
 {
     cmoe_model *m;
@@ -181,7 +256,7 @@ static cmoe_status create(cmoe_model **out, opened *x, cmoe_error *err)
     const int64_t bytes = m->d.layers * (int64_t)sizeof *m->layer;
     CMOEI_TRY(cmoei_alloc(m->ctx, bytes, "layers", (void **)&m->layer, err));
     memset(m->layer, 0, (size_t)bytes);
-    return x->o.describe_only ? CMOE_OK : cmoei_model_fill(m, &x->o, x->c, &x->t, err);
+    return x->o.describe_only ? CMOE_OK : fill(m, x, err);
 }
 
 cmoe_status cmoe_model_load(cmoe_model **out, cmoe_ctx *ctx, const char *path,
@@ -201,6 +276,15 @@ cmoe_status cmoe_model_load(cmoe_model **out, cmoe_ctx *ctx, const char *path,
     return CMOE_OK;
 }
 
+void cmoei_model_free_router(cmoe_model *m, int64_t layer)
+{
+    for (int32_t r = 0; r < CMOEI_ROUTER_PARTS; r++) {
+        cmoei_values *v = &m->layer[layer].router[r];
+        cmoei_free(m->ctx, v->values, v->bytes);
+        *v = (cmoei_values){0};
+    }
+}
+
 static void free_mlp(cmoei_mlp *mlp)
 {
     if (mlp->experts) {
@@ -217,6 +301,7 @@ void cmoe_model_free(cmoe_model *m)
     for (int64_t i = 0; m->layer && i < m->d.layers; i++) {
         cmoei_model_layer *l = &m->layer[i];
         cmoe_layer_free(l->moe);
+        cmoei_model_free_router(m, i);
         free_mlp(&l->experts);
         free_mlp(&l->shared);
         free_mlp(&l->dense);
@@ -224,9 +309,10 @@ void cmoe_model_free(cmoe_model *m)
         cmoe_matrix_free(l->o);
     }
     cmoe_matrix_free(m->head);
-    cmoei_free(m->ctx, m->embedding, m->embedding_bytes);
+    cmoei_free(m->ctx, m->own_embedding, m->embedding_bytes);
     cmoei_free(m->ctx, m->vectors, m->vector_bytes);
     if (m->layer) cmoei_free(m->ctx, m->layer, m->d.layers * (int64_t)sizeof *m->layer);
+    cmoei_tape_close(&m->tape);
     cmoei_decoder_close(&m->d, m->ctx);
     cmoei_free(m->ctx, m, (int64_t)sizeof *m);
 }

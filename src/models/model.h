@@ -13,6 +13,7 @@
 #include "experts/experts.h"
 
 #include "decoder.h"
+#include "tape.h"
 
 /* Rows [first, first + count) of something. */
 typedef struct cmoei_range {
@@ -37,6 +38,14 @@ typedef struct cmoei_mlp {
     cmoe_matrix *w13, *w2;
 } cmoei_mlp;
 
+/* Float32 [rows, cols] of a router; NULL: there is none. */
+typedef struct cmoei_values {
+    float *values;
+    int64_t rows, cols, bytes;
+} cmoei_values;
+
+enum { CMOEI_ROUTER_PARTS = 4 }; /* the gate, its bias, the bias of the choice, the shared gate */
+
 typedef struct cmoei_model_layer {
     float *norm1, *norm1_bias, *norm2, *norm2_bias; /* [hidden] or NULL */
     float *q_norm, *k_norm, *sinks;
@@ -44,14 +53,16 @@ typedef struct cmoei_model_layer {
     cmoe_matrix *o;   /* [hidden, heads * head_dim] */
     cmoei_mlp experts, shared, dense;
     cmoe_layer *moe; /* router and experts together; NULL in dense layers and in shares */
+    cmoei_values router[CMOEI_ROUTER_PARTS]; /* of shares, whole as it is needed everywhere */
 } cmoei_model_layer;
 
 struct cmoe_model {
     cmoe_ctx *ctx;
     cmoei_decoder d;
     cmoei_share share;
-    int32_t format;  /* of the packed weights */
-    void *embedding; /* [vocab, hidden] as stored */
+    int32_t format;        /* of the packed weights */
+    const void *embedding; /* [vocab, hidden] as stored */
+    void *own_embedding;   /* the same, or NULL when it lies on the tape */
     int32_t embedding_dtype;
     float *final_norm, *final_norm_bias;
     cmoe_matrix *head; /* [vocab, hidden] */
@@ -61,6 +72,7 @@ struct cmoe_model {
     float *frequencies; /* [rope.dim / 2] */
     float amplitude;
     cmoe_model_info info;
+    cmoei_tape tape; /* whose mapping holds the weights, if it plays */
 };
 
 struct cmoe_cache {
@@ -81,9 +93,14 @@ static inline bool cmoei_model_is_share(const cmoe_model *m)
     return m->share.ranks > 1 || m->share.experts.count > 0;
 }
 
+void cmoei_model_free_router(cmoe_model *m, int64_t layer);
+
 /* Keys and values of one layer.  Layers lie one behind the other, so that a page of a layer has the
  * same number in all of them. */
 cmoe_kv cmoei_cache_layer(const cmoe_cache *c, int64_t layer);
+/* What cmoe_cache_create with these options will take. */
+cmoe_status cmoei_cache_bytes(const cmoe_model *m, const cmoe_cache_options *o, int64_t *bytes,
+                              cmoe_error *err);
 
 /* Sizes of everything a model keeps, by what it is for; fills all of info. */
 cmoe_status cmoei_model_measure(cmoe_ctx *ctx, const cmoei_tensors *t, const cmoei_share *share,

@@ -92,7 +92,8 @@ static cmoe_status read_file(cmoe_ctx *ctx, const char *path, char **data, int64
     struct stat s;
     *data = NULL;
     *bytes = 0;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* Without O_NONBLOCK a FIFO would be waited for; it changes nothing for regular files. */
+    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     *missing = fd < 0 && (errno == ENOENT || errno == ENOTDIR);
     if (fd < 0) return cmoei_fail(err, CMOE_ERR_IO, "%s: %s", path, strerror(errno));
     cmoe_status status = CMOE_OK;

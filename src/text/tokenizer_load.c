@@ -36,7 +36,8 @@ static cmoe_status read_file(cmoei_buffer *out, const char *path, bool may_miss,
                              cmoe_error *err)
 {
     struct stat s;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* Without O_NONBLOCK a FIFO would be waited for; it changes nothing for regular files. */
+    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     *there = fd >= 0;
     if (fd < 0 && errno == ENOENT && may_miss) return CMOE_OK;
     if (fd < 0) return cmoei_fail(err, CMOE_ERR_IO, "%s: %s", path, strerror(errno));

@@ -428,3 +428,27 @@ cmoe_status cmoei_checkpoint_whole(const cmoe_checkpoint *c, cmoe_error *err)
     }
     return CMOE_OK;
 }
+
+/* ---- identity -------------------------------------------------------------------------------- */
+
+static uint64_t mix(uint64_t sum, uint64_t word)
+{
+    sum = (sum ^ word) * 0x9e3779b97f4a7c15u;
+    return sum ^ sum >> 32;
+}
+
+uint64_t cmoei_checkpoint_identity(const cmoe_checkpoint *c)
+{
+    uint64_t sum = (uint64_t)c->n_files;
+    for (int64_t i = 0; i < c->n_files; i++) {
+        struct stat st;
+        const cmoei_file *f = &c->files[i];
+        for (const char *p = f->name; *p; p++)
+            sum = mix(sum, (unsigned char)*p);
+        if (fstat(f->fd, &st) != 0) continue;
+        sum = mix(mix(sum, (uint64_t)st.st_dev), (uint64_t)st.st_ino);
+        sum = mix(mix(sum, (uint64_t)st.st_size), (uint64_t)st.st_mtim.tv_sec);
+        sum = mix(sum, (uint64_t)st.st_mtim.tv_nsec);
+    }
+    return sum;
+}

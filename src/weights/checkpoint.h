@@ -18,6 +18,9 @@ cmoe_status cmoei_engine_check(cmoe_error *err);
  * drop: it was read for the last time; whole pages inside leave the mapping and the page cache.
  * will_need: it is read soon; its pages are fetched in the background. */
 void cmoei_checkpoint_drop(const cmoe_checkpoint *c, const void *data, int64_t bytes);
+/* One number for the files as they are now: their names, sizes, places and times.  Other contents have
+ * another number, unless somebody has set the clock back. */
+uint64_t cmoei_checkpoint_identity(const cmoe_checkpoint *c);
 void cmoei_checkpoint_will_need(const cmoe_checkpoint *c, const void *data, int64_t bytes);
 
 /* CMOE_ERR_IO when a file is shorter than it was when it was mapped: reading on would end the process.

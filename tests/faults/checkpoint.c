@@ -23,6 +23,7 @@ static struct {
     int64_t fail_call; /* the n-th system call from now fails */
     int number;        /* with this errno; 0: as if the file had ended, or takes one byte only */
     const char *version;
+    char order[16]; /* f: a file was synced, d: a folder, r: renamed */
 } with;
 
 ssize_t __real_pread(int fd, void *p, size_t n, off_t at);
@@ -52,13 +53,22 @@ ssize_t __wrap_pwrite(int fd, const void *p, size_t n, off_t at)
     return __real_pwrite(fd, p, n, at);
 }
 
+static void note(char what)
+{
+    const size_t n = strlen(with.order);
+    if (n + 1 < sizeof with.order) with.order[n] = what;
+}
+
 int __wrap_fsync(int fd)
 {
+    struct stat s;
+    if (__real_fstat(fd, &s) == 0) note(S_ISDIR(s.st_mode) ? 'd' : 'f');
     return fails() ? -1 : __real_fsync(fd);
 }
 
 int __wrap_rename(const char *from, const char *to)
 {
+    note('r');
     return fails() ? -1 : __real_rename(from, to);
 }
 
@@ -155,6 +165,17 @@ static void memory_of_opening(void **state)
     files_close(&folder);
     unit_close(&e);
     assert_int_equal(m.blocks, 0);
+}
+
+/* The bytes are on the disk before they get their name, and the name before the call returns. */
+static void order_of_syncs(void **state)
+{
+    (void)state;
+    folder = files_open("faults_checkpoint");
+    memset(with.order, 0, sizeof with.order);
+    UNIT_OK(write_some("x.safetensors", &err));
+    assert_string_equal(with.order, "frd");
+    files_close(&folder);
 }
 
 static void memory_of_writing(void **state)
@@ -278,8 +299,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(memory_of_opening), cmocka_unit_test(memory_of_writing),
-        cmocka_unit_test(calls_of_opening),  cmocka_unit_test(calls_of_writing),
-        cmocka_unit_test(another_version),
+        cmocka_unit_test(order_of_syncs),    cmocka_unit_test(calls_of_opening),
+        cmocka_unit_test(calls_of_writing),  cmocka_unit_test(another_version),
     };
     for (int i = 0; i < 3000; i++)
         numbers[i] = (float)i;

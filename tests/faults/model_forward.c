@@ -17,7 +17,8 @@ static const struct {
 } cases[] = {{"qwen3_moe", CMOE_F32}, /* experts in every layer */
              {"qwen2_moe", CMOE_I8},  /* a shared expert, and a dense layer */
              {"gpt_oss", CMOE_BF16},  /* sinks, a window */
-             {"qwen3", CMOE_BF16}};
+             {"qwen3", CMOE_BF16},
+             {"mixtral_window", CMOE_F32}}; /* a window in every layer */
 enum { CASES = sizeof cases / sizeof cases[0] };
 
 /* ---- a model and two sequences --------------------------------------------------------------- */
@@ -158,9 +159,12 @@ static void refused_late(void **state)
         w.ids[MT - 1] = (int32_t)w.info.vocab;
         refused(&w, &arena, CMOE_ERR_RANGE, "ids[8] = ");
         w.ids[MT - 1] = 5;
-        w.pages[0] = MPAGES; /* which is only read: positions before the first token */
-        w.start[0] = 64;
-        refused(&w, &arena, CMOE_ERR_RANGE, "batch: page 0 of sequence 0 = 5");
+        w.pages[0] = MPAGES; /* which is only read, and not by layers with a window */
+        w.start[0] = 80;
+        if (strcmp(cases[i].name, "mixtral_window") == 0)
+            UNIT_OK(forward(&w, &arena, &err));
+        else
+            refused(&w, &arena, CMOE_ERR_RANGE, "batch: page 0 of sequence 0 = 5");
         w.pages[0] = 3;
         w.pages[MCOLUMNS] = 0; /* of both sequences */
         refused(&w, &arena, CMOE_ERR_RANGE, "want pages that are written to be different");
@@ -169,6 +173,45 @@ static void refused_late(void **state)
         free(arena.base);
         world_close(&w);
     }
+}
+
+static void wrong_values(void **state)
+{
+    (void)state;
+    static world w;
+    fault_memory m = {0};
+    world_open(&w, &m, 1, 0);
+    cmoe_arena arena = unit_arena(w.bytes);
+    int64_t rows[] = {2, 2};
+    const cmoe_view_mut all = w.logits;
+    w.call.rows = cmoe_view_1d(rows, CMOE_I64, 2);
+    w.logits.dims[0] = 2;
+    refused(&w, &arena, CMOE_ERR_RANGE, "rows[1] = 2, want ascending numbers below 9 (tokens)");
+    rows[1] = MT;
+    refused(&w, &arena, CMOE_ERR_RANGE, "rows[1] = 9");
+    rows[1] = MT - 1;
+    UNIT_OK(forward(&w, &arena, &err));
+    w.call.rows = cmoe_view_none();
+    w.logits = all;
+    int32_t ids[MT * MK];
+    for (int i = 0; i < MT * MK; i++)
+        ids[i] = i % 2 - 1; /* -1: nobody */
+    cmoe_routing replay[MLAYERS] = {0};
+    for (int64_t i = 0; i < w.info.layers; i++)
+        replay[i].ids = replay[i].weights = cmoe_view_mut_none();
+    cmoe_view_mut *last = &replay[w.info.layers - 1].ids;
+    *last = cmoe_view_mut_2d(ids, CMOE_I32, MT, w.info.topk);
+    w.call.replay = replay;
+    UNIT_OK(forward(&w, &arena, &err));
+    ids[5] = -2;
+    refused(&w, &arena, CMOE_ERR_RANGE, "ids[1, 1] = -2, want -1 <= id < 8 (experts)");
+    ids[5] = 8;
+    refused(&w, &arena, CMOE_ERR_RANGE, "replay of layer 2: ids[1, 1] = 8");
+    ids[5] = 7;
+    last->dims[1]--;
+    refused(&w, &arena, CMOE_ERR_SHAPE, "replay of layer 2: dims[1] = 3, want 4");
+    free(arena.base);
+    world_close(&w);
 }
 
 /* Outputs on inputs, on each other, and on the scratch. */
@@ -249,6 +292,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(too_small),
         cmocka_unit_test(refused_late),
+        cmocka_unit_test(wrong_values),
         cmocka_unit_test(overlapping),
         cmocka_unit_test(nothing_is_allocated),
     };

@@ -52,7 +52,8 @@ WORDS = [
     ("allocation: cmoei_alloc, at create only; scratch comes from the arena",
      r"(?<![.>\w])(?:malloc|calloc|realloc|reallocarray|free|aligned_alloc|posix_memalign|memalign|strdup|strndup|asprintf"
      r"|alloca|mmap|munmap)\s*\(",
-     {"src/core/ctx.c": "the default allocator", "src/weights/file.c": "maps files"},
+     {"src/core/ctx.c": "the default allocator", "src/weights/file.c": "maps files",
+      "src/models/tape.c": "maps packed weights"},
      ["p = malloc(n);", "free(p);", "p = strdup(s);"],
      ["cmoei_alloc(c, n, w, p, e);", "cmoei_free(c, p, n);", "a.free(a.user, p, n);", "o->allocator.alloc(u);"]),
     ("global state: tables are const, the rest hangs on the context",

@@ -131,6 +131,7 @@ static void model_options(args *a)
     o->progress = go_on;
     place_pointer(a, offsetof(cmoe_model_options, progress));
     place_pointer(a, offsetof(cmoe_model_options, progress_user));
+    place_pointer(a, offsetof(cmoe_model_options, cache_dir));
 }
 
 static void set_load(args *a, memory *m)

@@ -268,6 +268,34 @@ static void sees_far(void **state)
     unit_close(&e);
 }
 
+/* Windows that reach over one part edge more than their length says, in calls so small that scratch has
+ * no row-parts to spare. */
+static void over_edges(void **state)
+{
+    (void)state;
+    static const struct {
+        int32_t mask;
+        int64_t window, start, n;
+    } cases[] = {{CMOE_MASK_CAUSAL, 1026, 2048, 1}, {CMOE_MASK_CAUSAL, 2, 1024, 1},
+                 {CMOE_MASK_CAUSAL, 2, 1000, 40},   {1100, 1026, 2047, 153},
+                 {CMOE_MASK_FULL, 1026, 2047, 3},   {40, 1000, 2000, 60}};
+    unit_env e = unit_open(1);
+    for (int i = 0; i < 6; i++) {
+        net n = {.heads = 2, .kv_heads = 1, .key_dim = 8, .value_dim = 2, .columns = 36};
+        n.format = CMOE_F32;
+        n.exact = true;
+        net_open(&n, 1);
+        const part before = {1, 0, cases[i].start}, now = {1, cases[i].start, cases[i].n};
+        const cmoe_attention_options o = options(&n, cases[i].mask, cases[i].window);
+        float *ignored = outputs(&n, before.n);
+        step(&e, &o, &n, &before, 1, NULL, ignored);
+        check_exact(&e, &n, &o, &now, 1, true);
+        free(ignored);
+        net_close(&n);
+    }
+    unit_close(&e);
+}
+
 /* Scores by hand: q . k = 2 and 4, scale .5: weights e^-1 and 1, and a sink of 2 that is not
  * scaled. */
 static void scale_and_sink(void **state)
@@ -603,10 +631,10 @@ static void scratch(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sees),    cmocka_unit_test(sees_far),  cmocka_unit_test(scale_and_sink),
-        cmocka_unit_test(chunks),  cmocka_unit_test(batches),   cmocka_unit_test(threads),
-        cmocka_unit_test(strides), cmocka_unit_test(nan_stays), cmocka_unit_test(layout),
-        cmocka_unit_test(scratch),
+        cmocka_unit_test(sees),           cmocka_unit_test(sees_far), cmocka_unit_test(over_edges),
+        cmocka_unit_test(scale_and_sink), cmocka_unit_test(chunks),   cmocka_unit_test(batches),
+        cmocka_unit_test(threads),        cmocka_unit_test(strides),  cmocka_unit_test(nan_stays),
+        cmocka_unit_test(layout),         cmocka_unit_test(scratch),
     };
     return UNIT_RUN("unit_attention", tests);
 }

@@ -262,6 +262,8 @@ static void of_views(void **state)
     SPOILT(ATTEND, CMOE_ERR_MEMORY, "attention: arena of 100 bytes is too small",
            c.arena.bytes = 100);
     SPOILT(ATTEND, CMOE_ERR_ARG, "q lies in the free part of the arena", c.q.data = c.arena.base);
+    SPOILT(ATTEND, CMOE_ERR_ARG, "kv.base lies in the free part of the arena",
+           c.kv.base = (char *)c.arena.base + (64 - (uintptr_t)c.arena.base % 64) % 64);
     SPOILT(ATTEND, CMOE_ERR_ARG, "out lies in the free part of the arena",
            c.out.data = c.arena.base);
     SPOILT(ATTEND, CMOE_ERR_ARG, "sinks lies in the free part of the arena",
@@ -301,12 +303,44 @@ static void of_tables(void **state)
     call_close(&c);
 }
 
+/* Page numbers that are alike in their low 16 bits are different pages. */
+static void far_pages(void **state)
+{
+    (void)state;
+    enum { PAGE_BYTES = 2 * CMOE_KV_PAGE * 4, MOST = (1 << 17) + 1 };
+    unit_env e = unit_open(1);
+    static const float rows[2] = {3, 4};
+    static const int64_t first[] = {0, 1, 2}, start[] = {0, 0};
+    int32_t pages[2] = {0, 1 << 16};
+    char *memory = aligned_alloc(64, (size_t)PAGE_BYTES * MOST); /* little of it is touched */
+    assert_non_null(memory);
+    const cmoe_kv kv = {.size = sizeof kv,
+                        .heads = 1,
+                        .key_dim = 1,
+                        .value_dim = 1,
+                        .format = CMOE_F32,
+                        .base = memory,
+                        .pages = MOST};
+    const cmoe_batch batch = {sizeof batch, 2, first, start, pages, 1};
+    const cmoe_view x = cmoe_view_2d(rows, CMOE_F32, 2, 1);
+    UNIT_OK(cmoe_kv_write(e.stream, &kv, &batch, x, x, &err));
+    for (int i = 0; i < 2; i++)
+        assert_memory_equal(memory + (int64_t)pages[i] * PAGE_BYTES, &rows[i], sizeof rows[i]);
+    pages[0] = 1 << 17;
+    UNIT_OK(cmoe_kv_write(e.stream, &kv, &batch, x, x, &err));
+    pages[0] = 1 << 16;
+    UNIT_FAILS(cmoe_kv_write(e.stream, &kv, &batch, x, x, &err), CMOE_ERR_RANGE,
+               "page 0 of sequence 1 = 65536, as is page 0 of sequence 0");
+    free(memory);
+    unit_close(&e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(works),     cmocka_unit_test(of_cache),   cmocka_unit_test(of_batch),
         cmocka_unit_test(not_read),  cmocka_unit_test(of_options), cmocka_unit_test(of_views),
-        cmocka_unit_test(of_tables),
+        cmocka_unit_test(of_tables), cmocka_unit_test(far_pages),
     };
     return UNIT_RUN("unit_attention_errors", tests);
 }

@@ -100,7 +100,7 @@ static void every_format(void **state)
     v[N + 1] = named(cmoe_view_2d(NULL, CMOE_BF16, 0, 7), "empty");
     const int64_t six[6] = {1, 2, 1, 2, 1, 2};
     v[N + 2] = named(cmoe_view_make(numbers + 1, CMOE_I8, 6, six), "six");
-    const char *const metadata[] = {"format", "pt", "a \"quoted\" key", "line\nand\x01", NULL};
+    const char *const metadata[] = {"format", "pt", "a \"quoted\" key", "line\nand\x01\x1f", NULL};
     UNIT_OK(
         cmoe_safetensors_write(files_in(&folder, "model.safetensors"), v, N + 3, metadata, &err));
     assert_int_equal(files_count(&folder), 1);
@@ -136,7 +136,7 @@ static void every_format(void **state)
     char *file = files_get(&folder, "model.safetensors", &bytes);
     assert_int_equal(cmoe_checkpoint_bytes(c), bytes);
     assert_int_equal((unsigned char)file[0] % 8, 0); /* data begin at a multiple of 8 */
-    assert_non_null(strstr(file + 8, "\"a \\\"quoted\\\" key\":\"line\\u000aand\\u0001\""));
+    assert_non_null(strstr(file + 8, "\"a \\\"quoted\\\" key\":\"line\\u000aand\\u0001\\u001f\""));
     cmoe_checkpoint_free(c);
 
     /* The order in which they are given does not matter. */
@@ -589,6 +589,27 @@ static void bad_places(void **state)
     assert_int_equal(s.st_mode & 0777, 0666 & ~mask);
 }
 
+/* Names of temporary files that others have left are stepped over, and what is in them stays. */
+static void left_behind(void **state)
+{
+    (void)state;
+    const cmoe_view v = some("a", 0, 4096);
+    char name[2][64];
+    for (int i = 0; i < 2; i++) {
+        snprintf(name[i], sizeof name[i], "w.safetensors.%ld-%d.tmp", (long)getpid(), i);
+        files_text(&folder, name[i], "of somebody else");
+    }
+    writes("w.safetensors", &v, 1);
+    assert_int_equal(files_count(&folder), 3);
+    for (int i = 0; i < 2; i++) {
+        int64_t n;
+        char *text = files_get(&folder, name[i], &n);
+        assert_int_equal(n, 16);
+        assert_memory_equal(text, "of somebody else", 16);
+        free(text);
+    }
+}
+
 /* More tensors than fit a buffer, names of every length. */
 static void many(void **state)
 {
@@ -619,7 +640,7 @@ int main(void)
         IN_FOLDER(sharded),      IN_FOLDER(shards_that_disagree), IN_FOLDER(bad_index),
         IN_FOLDER(paths),        IN_FOLDER(other_kinds),          IN_FOLDER(bad_files),
         IN_FOLDER(hints),        IN_FOLDER(bad_tensors),          IN_FOLDER(bad_places),
-        IN_FOLDER(many),
+        IN_FOLDER(many),         IN_FOLDER(left_behind),
     };
     for (int i = 0; i < 4096; i++)
         numbers[i] = (float)i;

@@ -32,10 +32,19 @@ static bool layers(run_model *m, cmoe_error *err)
     return true;
 }
 
+static bool open_with(run_model *m, const char *folder, const cmoe_ctx_options *c,
+                      const cmoe_model_options *o, cmoe_error *err)
+{
+    *m = (run_model){.info = {.size = sizeof m->info}};
+    return cmoe_ctx_create(&m->ctx, c, err) == CMOE_OK &&
+           cmoe_stream_create(&m->stream, m->ctx, err) == CMOE_OK &&
+           cmoe_model_load(&m->model, m->ctx, folder, o, err) == CMOE_OK &&
+           cmoe_model_describe(m->model, &m->info, err) == CMOE_OK && layers(m, err);
+}
+
 bool run_open(run_model *m, const char *folder, int32_t threads, const char *isa, int32_t format,
               cmoe_error *err)
 {
-    *m = (run_model){.info = {.size = sizeof m->info}};
     cmoe_ctx_options c;
     cmoe_ctx_options_default(&c, sizeof c);
     c.threads = threads;
@@ -43,10 +52,28 @@ bool run_open(run_model *m, const char *folder, int32_t threads, const char *isa
     cmoe_model_options o;
     cmoe_model_options_default(&o, sizeof o);
     o.format = format;
-    return cmoe_ctx_create(&m->ctx, &c, err) == CMOE_OK &&
-           cmoe_stream_create(&m->stream, m->ctx, err) == CMOE_OK &&
-           cmoe_model_load(&m->model, m->ctx, folder, &o, err) == CMOE_OK &&
-           cmoe_model_describe(m->model, &m->info, err) == CMOE_OK && layers(m, err);
+    return open_with(m, folder, &c, &o, err);
+}
+
+static void count_line(void *user, int32_t level, const char *text)
+{
+    (void)text;
+    if (level <= CMOE_LOG_WARN) ++*(int *)user;
+}
+
+bool run_open_kept(run_model *m, const char *folder, const char *cache_dir, int32_t format,
+                   int *said, cmoe_error *err)
+{
+    cmoe_ctx_options c;
+    cmoe_ctx_options_default(&c, sizeof c);
+    c.threads = 1;
+    c.log = count_line;
+    c.log_user = said;
+    cmoe_model_options o;
+    cmoe_model_options_default(&o, sizeof o);
+    o.format = format;
+    o.cache_dir = cache_dir;
+    return open_with(m, folder, &c, &o, err);
 }
 
 void run_close(run_model *m)

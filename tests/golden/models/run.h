@@ -27,6 +27,9 @@ typedef struct run_model {
 /* isa NULL: the best there is; format 0: as stored. */
 bool run_open(run_model *m, const char *folder, int32_t threads, const char *isa, int32_t format,
               cmoe_error *err);
+/* One thread, packed weights kept in `cache_dir`; what is said to the log is counted in *said. */
+bool run_open_kept(run_model *m, const char *folder, const char *cache_dir, int32_t format,
+                   int *said, cmoe_error *err);
 void run_close(run_model *m); /* also one that did not open */
 
 /* ---- routing --------------------------------------------------------------------------------- */

@@ -23,7 +23,7 @@ typedef struct tally {
 
 static char *read_all(const char *folder, const char *file, size_t *bytes)
 {
-    char path[1024];
+    char path[4096];
     snprintf(path, sizeof path, "%s/%s", folder, file);
     FILE *f = fopen(path, "rb");
     char *data = malloc(1 << 20);

@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * packed.c - packed weights kept on disk: the same logits from them, whatever becomes of the file.
+ *
+ *     golden_packed FOLDER
+ */
+#include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../../unit/unit.h"
+#include "run.h"
+
+enum { PATH = 4096, TOKENS = 9, KILLS = 20 };
+
+static const char *folder;
+
+static void case_path(char path[PATH], const char *name)
+{
+    snprintf(path, PATH, "%s/%s", folder, name);
+}
+
+/* Logits of a few tokens; the model is closed. */
+static float *logits_of(run_model *m, int64_t *bytes)
+{
+    static const int32_t ids[TOKENS] = {1, 5, 9, 200, 17, 33, 2, 250, 8};
+    cmoe_error err = {0};
+    *bytes = TOKENS * m->info.vocab * (int64_t)sizeof(float);
+    float *logits = run_memory(*bytes);
+    const run_sequence s = {ids, TOKENS, logits};
+    if (!run_logits(m, &s, 1, &(run_options){0}, &err)) fail_msg("%s", err.text);
+    run_close(m);
+    return logits;
+}
+
+typedef struct kept {
+    char model[PATH], dir[64];
+    int32_t format;
+    float *want; /* logits without any cache */
+    int64_t bytes;
+} kept;
+
+static void begin(kept *k, const char *name, int32_t format)
+{
+    cmoe_error err = {0};
+    run_model m;
+    case_path(k->model, name);
+    k->format = format;
+    snprintf(k->dir, sizeof k->dir, "/tmp/cmoe_packed_XXXXXX");
+    assert_non_null(mkdtemp(k->dir));
+    if (!run_open(&m, k->model, 1, NULL, format, &err)) fail_msg("%s", err.text);
+    k->want = logits_of(&m, &k->bytes);
+}
+
+/* The only file of the folder, which must be there. */
+static void find(const kept *k, char path[PATH])
+{
+    int n = 0;
+    DIR *d = opendir(k->dir);
+    assert_non_null(d);
+    for (const struct dirent *e; (e = readdir(d)) != NULL;) {
+        if (e->d_name[0] == '.') continue;
+        n++;
+        snprintf(path, PATH, "%s/%s", k->dir, e->d_name);
+    }
+    closedir(d);
+    assert_int_equal(n, 1);
+}
+
+static void end(kept *k)
+{
+    DIR *d = opendir(k->dir);
+    for (const struct dirent *e; d && (e = readdir(d)) != NULL;) {
+        char path[PATH];
+        snprintf(path, sizeof path, "%s/%s", k->dir, e->d_name);
+        if (e->d_name[0] != '.') unlink(path);
+    }
+    closedir(d);
+    assert_int_equal(rmdir(k->dir), 0);
+    free(k->want);
+}
+
+/* Loads, compares, and says whether the weights were found packed and how often the log was used. */
+static void load(const kept *k, int cached, int said)
+{
+    cmoe_error err = {0};
+    run_model m;
+    int lines = 0;
+    int64_t bytes;
+    if (!run_open_kept(&m, k->model, k->dir, k->format, &lines, &err)) fail_msg("%s", err.text);
+    if (cached >= 0) assert_int_equal(m.info.cached, cached);
+    if (said >= 0) assert_int_equal(lines, said);
+    float *got = logits_of(&m, &bytes);
+    assert_int_equal(bytes, k->bytes);
+    assert_memory_equal(got, k->want, (size_t)bytes);
+    free(got);
+}
+
+/* One with each kind of bias, shared expert, dense layer, tied head. */
+static void same_logits(void **state)
+{
+    static const char *const names[] = {
+        "gpt_oss", "qwen2_moe", "glm4_moe",      "ernie4_5_moe_bias", "hunyuan_v1_moe",
+        "phimoe",  "llama",     "qwen3_moe_fp8", "gpt_oss_mxfp4",     "sdar_moe"};
+    static const int32_t formats[] = {CMOE_F32, CMOE_BF16, CMOE_I8};
+    (void)state;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        kept k;
+        begin(&k, names[i], formats[i % 3]);
+        load(&k, 0, 0);
+        load(&k, 1, 0);
+        load(&k, 1, 0);
+        end(&k);
+    }
+}
+
+static void poke(const char *path, int64_t at)
+{
+    unsigned char byte;
+    const int fd = open(path, O_RDWR);
+    assert_true(fd >= 0);
+    assert_int_equal(pread(fd, &byte, 1, at), 1);
+    byte ^= 0x40;
+    assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+    close(fd);
+}
+
+/* Made again, and said once. */
+static void broken_files(void **state)
+{
+    (void)state;
+    kept k;
+    char path[PATH];
+    struct stat st;
+    begin(&k, "qwen3_moe", CMOE_BF16);
+    load(&k, 0, 0);
+    find(&k, path);
+    assert_int_equal(stat(path, &st), 0);
+    const int64_t places[] = {0, 17, 25, 33, 41, 60, 700, 4096, 5000, st.st_size / 2 / 4096 * 4096};
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+        poke(path, places[i]);
+        load(&k, -1, -1); /* padding may be hit: then nothing is wrong */
+        load(&k, 1, 0);
+    }
+    const int64_t sizes[] = {0, 1, 100, 4096, st.st_size - 1, st.st_size - 4096};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        assert_int_equal(truncate(path, sizes[i]), 0);
+        load(&k, 0, 1);
+        load(&k, 1, 0);
+    }
+    unlink(path);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    load(&k, 0, -1);
+    end(&k);
+}
+
+static void other_formats_other_files(void **state)
+{
+    (void)state;
+    kept a, b;
+    begin(&a, "mixtral", CMOE_BF16);
+    begin(&b, "mixtral", CMOE_F32);
+    assert_int_equal(rmdir(b.dir), 0);
+    memcpy(b.dir, a.dir, sizeof a.dir);
+    load(&a, 0, 0);
+    load(&b, 0, 0);
+    load(&a, 1, 0);
+    load(&b, 1, 0);
+    free(b.want);
+    end(&a);
+}
+
+/* A folder that cannot be written to: loaded all the same, and said once. */
+static void nowhere(void **state)
+{
+    (void)state;
+    kept k;
+    begin(&k, "mixtral", CMOE_BF16);
+    assert_int_equal(rmdir(k.dir), 0);
+    load(&k, 0, 1);
+    free(k.want);
+}
+
+/* Killed while it writes, at any moment: what is left never changes a result. */
+static void killed(void **state)
+{
+    (void)state;
+    kept k;
+    begin(&k, "olmoe", CMOE_F32);
+    for (int i = 0; i < KILLS; i++) {
+        const pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0) {
+            cmoe_error err = {0};
+            run_model m;
+            int said = 0;
+            _exit(run_open_kept(&m, k.model, k.dir, k.format, &said, &err) ? 0 : 1);
+        }
+        const struct timespec some = {0, 300000L * (i % 10)};
+        nanosleep(&some, NULL);
+        kill(child, SIGKILL);
+        assert_int_equal(waitpid(child, NULL, 0), child);
+        load(&k, -1, 0);
+        load(&k, 1, 0);
+        char path[PATH];
+        DIR *d = opendir(k.dir);
+        for (const struct dirent *e; (e = readdir(d)) != NULL;) {
+            snprintf(path, sizeof path, "%s/%s", k.dir, e->d_name);
+            if (e->d_name[0] != '.') unlink(path);
+        }
+        closedir(d);
+    }
+    end(&k);
+}
+
+static int32_t second_end(void *user, int64_t done, int64_t total)
+{
+    return done == total && ++*(int *)user > 1;
+}
+
+/* Cancelled while it writes: said, and nothing is left. */
+static void cancelled(void **state)
+{
+    (void)state;
+    kept k;
+    run_model m = {0};
+    int ends = 0;
+    begin(&k, "olmoe", CMOE_F32);
+    UNIT_OK(cmoe_ctx_create(&m.ctx, NULL, &err));
+    cmoe_model_options o;
+    cmoe_model_options_default(&o, sizeof o);
+    o.format = k.format;
+    o.cache_dir = k.dir;
+    o.progress = second_end;
+    o.progress_user = &ends;
+    UNIT_FAILS(cmoe_model_load(&m.model, m.ctx, k.model, &o, &err), CMOE_ERR_CANCELLED,
+               "loading was cancelled");
+    run_close(&m);
+    assert_int_equal(rmdir(k.dir), 0); /* it is empty */
+    free(k.want);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(same_logits),
+        cmocka_unit_test(broken_files),
+        cmocka_unit_test(other_formats_other_files),
+        cmocka_unit_test(nowhere),
+        cmocka_unit_test(killed),
+        cmocka_unit_test(cancelled),
+    };
+    if (argc != 2) {
+        printf("usage: golden_packed FOLDER\n");
+        return 2;
+    }
+    folder = argv[1];
+    return UNIT_RUN("golden_packed", tests);
+}
