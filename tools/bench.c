@@ -166,6 +166,12 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+double bench_median(double *values, int64_t n)
+{
+    qsort(values, (size_t)n, sizeof *values, ascending);
+    return n % 2 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
+}
+
 /* Times n repetitions between two probes. */
 static int attempt(point *p, int64_t n, bench_point *out)
 {
@@ -182,10 +188,9 @@ static int attempt(point *p, int64_t n, bench_point *out)
         hit += p->hit[r % p->n_routings];
     }
     out->read_after = limits_read(b->limits);
-    qsort(p->us, (size_t)n, sizeof *p->us, ascending);
+    out->us_median = bench_median(p->us, n); /* sorts */
     out->tokens = p->M;
     out->repeats = n;
-    out->us_median = n % 2 ? p->us[n / 2] : 0.5 * (p->us[n / 2 - 1] + p->us[n / 2]);
     out->us_min = p->us[0];
     out->spread = (p->us[n - 1 - n / 4] - p->us[n / 4]) / out->us_median;
     out->experts_hit = hit / (double)n;

@@ -46,4 +46,7 @@ void bench_close(bench *b);
 /* Times `tokens` tokens for about `budget` seconds, or exactly `repeat` times if that is not 0. */
 int bench_measure(bench *b, int64_t tokens, double budget, int64_t repeat, bench_point *out);
 
+/* Sorts `values` [n]. */
+double bench_median(double *values, int64_t n);
+
 #endif

@@ -100,6 +100,7 @@ static const option options[] = {
 
 const option_verb bench_layer_verb = {
     .name = "bench layer",
+    .group = "Measure",
     .summary = "time one MoE layer and compare with the machine's limit",
     .examples = "  cmoe bench layer --hidden 2048 --inter 768 --experts 128 --topk 8 \\\n"
                 "                   --tokens 1,16,256                      # Qwen3-30B-A3B\n"

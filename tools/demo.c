@@ -35,6 +35,7 @@ static const option options[] = {
 
 const option_verb demo_verb = {
     .name = "demo",
+    .group = "This machine",
     .summary = "see a layer work: its routing, its checks, its speed",
     .examples = "  cmoe demo\n"
                 "  cmoe demo --seed 7 --quick\n",

@@ -27,11 +27,12 @@ typedef struct doctor_options {
 } doctor_options;
 
 static const option options[] = {OPTION_MODEL(doctor_options, false),
-                                 OPTIONS_MODEL(doctor_options, "auto"),
+                                 OPTIONS_MODEL(doctor_options, "auto", "none"),
                                  OPTIONS_COMMON(doctor_options)};
 
 const option_verb doctor_verb = {
     .name = "doctor",
+    .group = "This machine",
     .summary = "what this machine has, and whether all is well",
     .examples = "  cmoe doctor\n"
                 "  cmoe doctor MODEL           is this model complete and right\n"
@@ -58,9 +59,6 @@ static const library libraries[] = {
     {"libnccl.so.2", "planned: expert parallelism over GPUs"},
     {"libmpi.so.40", "planned: expert parallelism over Open MPI"},
     {"libmpich.so.12", "planned: expert parallelism over MPICH"},
-    {"libjansson.so.4", "JSON: this program's --json"},
-    {"libpcre2-8.so.0", "planned: tokenizers"},
-    {"libutf8proc.so.2", "planned: tokenizers that normalise Unicode"},
     {"libevent-2.1.so.7", "planned: the HTTP server"},
 };
 enum { LIBRARIES = sizeof libraries / sizeof libraries[0], PATH_SIZE = 256 };

@@ -22,12 +22,13 @@ static const option options[] = {
      .type = OPTION_FLAG,
      .offset = offsetof(inspect_options, tensors),
      .help = "list every tensor of the files: name, format, shape, bytes, file"},
-    OPTIONS_MODEL(inspect_options, "auto"),
+    OPTIONS_MODEL(inspect_options, "auto", "none"),
     OPTIONS_COMMON(inspect_options),
 };
 
 const option_verb inspect_verb = {
     .name = "inspect",
+    .group = "Look inside",
     .summary = "architecture, tensors and sizes of a model",
     .examples = "  cmoe inspect MODEL\n"
                 "  cmoe inspect MODEL --tensors\n"

@@ -175,6 +175,7 @@ int session_open(tool_session *s, const common_options *o)
     *s = (tool_session){0};
     cmoe_ctx_options_default(&c, sizeof c);
     c.threads = (int32_t)o->threads;
+    if (!o->quiet) c.log = report_warning;
     if (o->isa) {
         cmoe_status status = cmoe_isa_mask(o->isa, &c.isa_mask, &err);
         if (status != CMOE_OK) return report_status(status, "--isa", &err);

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "cmoe/base.h"
+#include "pages.h"
 #include "report.h"
 #include "verbs.h"
 
@@ -17,32 +18,61 @@ typedef struct verb {
     int (*run)(int argc, char **argv);
 } verb;
 
+/* In the order of the help; verbs of a group, and of a first word, stand together. */
 static const verb verbs[] = {
-    {&inspect_verb, inspect_main},         {&plan_verb, plan_main}, {&logits_verb, logits_main},
-    {&bench_layer_verb, bench_layer_main}, {&demo_verb, demo_main}, {&doctor_verb, doctor_main},
+    {&generate_verb, generate_main},
+    {&chat_verb, chat_main},
+    {&inspect_verb, inspect_main},
+    {&plan_verb, plan_main},
+    {&experts_verb, experts_main},
+    {&logits_verb, logits_main},
+    {&eval_verb, eval_main},
+    {&tokenize_verb, tokenize_main},
+    {&render_verb, render_main},
+    {&bench_layer_verb, bench_layer_main},
+    {&bench_model_verb, bench_model_main},
+    {&doctor_verb, doctor_main},
+    {&demo_verb, demo_main},
 };
 enum { VERBS = sizeof verbs / sizeof verbs[0] };
 
+/* [VERBS + 1] what --help says about each, and NULL. */
+static void abouts(const option_verb *list[VERBS + 1])
+{
+    for (int i = 0; i < VERBS; i++)
+        list[i] = verbs[i].about;
+    list[VERBS] = NULL;
+}
+
 static void help(FILE *to)
 {
+    const char *group = "";
     fprintf(to,
-            "cmoe %s - Mixture-of-Experts layers: exact, fast, the same bits everywhere\n\n"
+            "cmoe %s - Mixture-of-Experts models: exact, fast, the same bits everywhere\n\n"
             "Examples:\n"
             "  cmoe demo                   see a layer work, in about ten seconds\n"
             "  cmoe doctor                 what this machine has, and whether all is well\n"
             "  cmoe plan MODEL             does this model fit, and how fast will it be\n"
-            "  cmoe logits MODEL --ids 1,2,3 --out logits.safetensors\n"
-            "  cmoe bench layer --help     flags and examples of one verb\n\n"
-            "Verbs:\n",
+            "  cmoe generate MODEL --prompt \"Once upon a time\"\n"
+            "  cmoe chat MODEL             talk with it\n"
+            "  cmoe bench layer --help     flags and examples of one verb\n",
             cmoe_version());
-    for (int i = 0; i < VERBS; i++)
-        fprintf(to, "  %-18s  %s\n", verbs[i].about->name, verbs[i].about->summary);
-    fprintf(to, "  %-18s  %s\n  %-18s  %s\n", "help [VERB]", "show this text, or that of a verb",
-            "--version", "show the version");
-    fprintf(to, "\nMODEL is a directory as it lies on a model hub: config.json, *.safetensors\n"
-                "Every verb: --help --json --quiet --threads N --isa LEVEL --device cpu\n"
-                "Exit status: 0 done, 1 failure, 2 wrong flag or prompt, 3 bad file (a model, a\n"
-                "  routing), 4 out of memory, 5 a rank was lost, 130 cancelled\n");
+    for (int i = 0; i < VERBS; i++) {
+        const option_verb *v = verbs[i].about;
+        if (strcmp(v->group, group) != 0) fprintf(to, "\n%s:\n", v->group);
+        group = v->group;
+        fprintf(to, "  %-18s  %s\n", v->name, v->summary);
+    }
+    fprintf(to, "\nHelp:\n  %-18s  %s\n  %-18s  %s\n  %-18s  %s\n  %-18s  %s\n", "help [VERB]",
+            "show this text, or that of a verb", "--version", "show the version", "--man",
+            "write the man page: cmoe --man | man -l -", "--completion SHELL",
+            "write completions of bash, zsh or fish");
+    fprintf(to,
+            "\nMODEL is a directory as it lies on a model hub: config.json, *.safetensors, and\n"
+            "tokenizer.json where text is read or written\n"
+            "Every verb: --help --json --quiet --threads N --isa LEVEL --device cpu\n"
+            "Exit status: 0 done, 1 failure, 2 wrong flag or prompt, 3 bad file (a model, a\n"
+            "  tokenizer, a routing, data), 4 out of memory, 5 a rank was lost, 130 cancelled\n");
 }
 
 /* How many of argv make up the name of this verb; 0 when it is another one. */
@@ -73,14 +103,20 @@ static const verb *find(int argc, char **argv, int *used)
 static int unknown(int argc, char **argv)
 {
     const char *names[VERBS + 1];
-    char given[64];
-    for (int i = 0; i < VERBS; i++)
+    char given[64], group[128] = "";
+    const size_t length = strlen(argv[0]);
+    for (int i = 0; i < VERBS; i++) {
         names[i] = verbs[i].about->name;
+        if (strncmp(names[i], argv[0], length) == 0 && names[i][length] == ' ')
+            snprintf(group + strlen(group), sizeof group - strlen(group), "%s`cmoe %s`",
+                     *group ? ", " : "", names[i]);
+    }
     names[VERBS] = NULL;
-    snprintf(given, sizeof given, "%.24s%s%.24s", argv[0], argc > 1 && argv[1][0] != '-' ? " " : "",
-             argc > 1 && argv[1][0] != '-' ? argv[1] : "");
-    const char *near = options_nearest(given, names);
-    if (!near) near = options_nearest(argv[0], names);
+    const char *near = *group ? NULL : options_nearest(argv[0], names);
+    const bool two = !near && argc > 1 && argv[1][0] != '-'; /* "bnech layer" */
+    snprintf(given, sizeof given, "%.40s%s%.20s", argv[0], two ? " " : "", two ? argv[1] : "");
+    if (*group) return report_fail(EXIT_USAGE, given, "unknown verb, want one of: %s", group);
+    if (two) near = options_nearest(given, names);
     if (near) return report_fail(EXIT_USAGE, given, "unknown verb, did you mean `cmoe %s`?", near);
     return report_fail(EXIT_USAGE, given, "unknown verb, see `cmoe help`");
 }
@@ -96,6 +132,30 @@ static int print_help(const option_verb *about)
     else
         help(r.to);
     return report_end(&r, 0);
+}
+
+static int print_man(void)
+{
+    const option_verb *list[VERBS + 1];
+    report r;
+    const int status = report_begin(&r);
+    if (status) return status;
+    abouts(list);
+    pages_man(r.to, list, cmoe_version());
+    return report_end(&r, 0);
+}
+
+static int print_completion(const char *shell)
+{
+    const option_verb *list[VERBS + 1];
+    report r;
+    int status = report_begin(&r);
+    if (status) return status;
+    abouts(list);
+    if (!pages_completion(r.to, list, shell))
+        status = report_fail(EXIT_USAGE, "--completion", "\"%s\" is unknown, want one of: %s",
+                             shell, "bash zsh fish");
+    return report_end(&r, status);
 }
 
 static int print_version(void)
@@ -122,6 +182,8 @@ int main(int argc, char **argv)
         return EXIT_USAGE;
     }
     if (!strcmp(argv[0], "--version")) return print_version();
+    if (!strcmp(argv[0], "--man")) return print_man();
+    if (!strcmp(argv[0], "--completion")) return print_completion(argc > 1 ? argv[1] : "");
     const bool asked = !strcmp(argv[0], "help") || is_help(argv[0]);
     if (asked && argc == 1) return print_help(NULL);
     argc -= asked;

@@ -13,7 +13,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cmoe/weights.h"
 #include "crew.h"
+#include "files.h"
+#include "keep.h"
 #include "report.h"
 
 const char *const model_dtypes[] = {"auto", "f32", "bf16", "int8", NULL};
@@ -86,6 +89,32 @@ static int exit_of(cmoe_status status)
 int model_fail(cmoe_status status, const char *path, const cmoe_error *err)
 {
     return status == CMOE_OK ? 0 : report_error(exit_of(status), path, status, err);
+}
+
+int model_refuse(cmoe_status status, const char *what, const cmoe_error *err)
+{
+    if (status == CMOE_OK) return 0;
+    return report_error(status == CMOE_ERR_MEMORY ? EXIT_MEMORY : EXIT_USAGE, what, status, err);
+}
+
+int model_check_length(const char *path, const cmoe_model_info *info, int64_t n, const char *flag)
+{
+    if (n <= info->context) return 0;
+    return report_fail(EXIT_USAGE, flag, "%lld tokens, want at most %lld (context of %s)",
+                       (long long)n, (long long)info->context, path);
+}
+
+int model_check_ids(const char *path, const cmoe_model_info *info, const int64_t *ids, int64_t n,
+                    const char *flag)
+{
+    for (int64_t i = 0; i < n; i++) {
+        char what[64];
+        if (ids[i] >= 0 && ids[i] < info->vocab) continue;
+        snprintf(what, sizeof what, "ids[%lld] = %lld", (long long)i, (long long)ids[i]);
+        return report_fail(EXIT_USAGE, what, "want 0 <= id < %lld (vocab of %s)",
+                           (long long)info->vocab, path);
+    }
+    return model_check_length(path, info, n, flag);
 }
 
 #define WANTED "want a directory with config.json and *.safetensors"
@@ -258,6 +287,14 @@ int model_load(const tool_session *session, const model_flags *flags, int64_t li
     cmoe_error err = {.size = sizeof err};
     loading l = {.path = flags->path, .quiet = quiet, .start = crew_now()};
     cmoe_model_options o = options_of(flags, model_format(flags->dtype));
+    char room[KEEP_PATH];
+    cmoe_model_info info;
+    int bad = model_plan(session, flags, o.format, &info);
+    bool read_only;
+    if (bad == 0)
+        bad = keep_folder(flags->cache_dir, info.bytes.total, room, &o.cache_dir, &read_only);
+    if (bad) return bad;
+    o.cache_read_only = read_only;
     o.memory_limit = limit;
     o.progress = on_progress;
     o.progress_user = &l;
@@ -283,4 +320,44 @@ json_t *model_ranks_json(const cmoe_model_info *info)
 {
     return json_pack("[{si s[iI] sI}]", "rank", 0, "experts", 0, (json_int_t)info->experts,
                      "weight_bytes", (json_int_t)info->bytes.total);
+}
+
+/* ---- outputs --------------------------------------------------------------------------------- */
+
+/* `path` is where the model has a file of this name. */
+static bool is_of_model(const model_flags *flags, const char *path, const char *name)
+{
+    char own[4096];
+    const int n = snprintf(own, sizeof own, "%s/%s", flags->path, name);
+    return n > 0 && n < (int)sizeof own && files_same(own, path);
+}
+
+int model_check_output(const tool_session *session, const model_flags *flags, const char *flag,
+                       const char *path)
+{
+    static const char *const read[] = {"config.json",
+                                       "model.safetensors",
+                                       "model.safetensors.index.json",
+                                       "generation_config.json",
+                                       "tokenizer.json",
+                                       "tokenizer_config.json",
+                                       "chat_template.jinja"};
+    cmoe_checkpoint *files = NULL;
+    cmoe_error err = {.size = sizeof err};
+    int status = files_check_writable(flag, path);
+    if (status) return status;
+    bool used = false;
+    for (size_t i = 0; i < sizeof read / sizeof read[0]; i++)
+        used = used || is_of_model(flags, path, read[i]);
+    status = model_fail(cmoe_checkpoint_open(&files, session->ctx, flags->path, &err), flags->path,
+                        &err);
+    for (int64_t i = 0; status == 0 && i < cmoe_checkpoint_count(files) && !used; i++) {
+        cmoe_tensor t = {.size = sizeof t};
+        used = cmoe_checkpoint_tensor(files, i, &t, &err) == CMOE_OK &&
+               is_of_model(flags, path, t.file);
+    }
+    cmoe_checkpoint_free(files);
+    if (status == 0 && used)
+        status = report_fail(EXIT_USAGE, flag, "\"%s\" is a file of the model", path);
+    return status;
 }

@@ -13,7 +13,7 @@
 #include "options.h"
 
 typedef struct model_flags {
-    const char *path, *dtype;
+    const char *path, *dtype, *cache_dir;
     int64_t context, block_length;
 } model_flags;
 
@@ -27,19 +27,29 @@ extern const char *const model_dtypes[], *const model_dtypes_later[];
         .help = "directory with config.json and *.safetensors, as it lies on a model hub"  \
     }
 
-#define OPTIONS_MODEL(owner, usual)                                                               \
-    {.name = "dtype",                                                                             \
-     .argument = "FORMAT",                                                                        \
-     .type = OPTION_CHOICE,                                                                       \
-     .offset = offsetof(owner, model.dtype),                                                      \
-     .choices = model_dtypes,                                                                     \
-     .later = model_dtypes_later,                                                                 \
-     .initial = usual,                                                                            \
-     .help = "format of the weights; auto: as stored, 16 bits and less as bf16"},                 \
-    {                                                                                             \
-        .name = "context", .argument = "N", .type = OPTION_INT,                                   \
-        .offset = offsetof(owner, model.context), .most = 1099511627776.0, .initial = "0",        \
-        .help = "positions of the sequence that there is room for; 0: as many as the model takes" \
+#define OPTIONS_MODEL(owner, usual, kept)                                                          \
+    {.name = "dtype",                                                                              \
+     .group = "Model",                                                                             \
+     .argument = "FORMAT",                                                                         \
+     .type = OPTION_CHOICE,                                                                        \
+     .offset = offsetof(owner, model.dtype),                                                       \
+     .choices = model_dtypes,                                                                      \
+     .later = model_dtypes_later,                                                                  \
+     .initial = usual,                                                                             \
+     .help = "format of the weights; auto: as stored, 16 bits and less as bf16"},                  \
+        {.name = "cache-dir",                                                                      \
+         .group = "Model",                                                                         \
+         .argument = "DIR",                                                                        \
+         .type = OPTION_TEXT,                                                                      \
+         .offset = offsetof(owner, model.cache_dir),                                               \
+         .initial = kept,                                                                          \
+         .help = "keep packed weights there, so that the next start takes no time; none: do not; " \
+                 "user: in the user's cache directory, if the disk has room for four times as "    \
+                 "much"},                                                                          \
+    {                                                                                              \
+        .name = "context", .group = "Model", .argument = "N", .type = OPTION_INT,                  \
+        .offset = offsetof(owner, model.context), .most = 1099511627776.0, .initial = "0",         \
+        .help = "positions of the sequence that there is room for; 0: as many as the model takes"  \
     }
 
 /* CMOE_..., or 0 for auto. */
@@ -57,6 +67,16 @@ size_text size_of(int64_t bytes);
  * option is not what it should be. */
 int model_fail(cmoe_status status, const char *path, const cmoe_error *err);
 
+/* The same for a call that took a request, made of flags: 2 unless it is about memory. */
+int model_refuse(cmoe_status status, const char *what, const cmoe_error *err);
+
+/* Ids of a flag: each in the vocabulary, together no longer than the context.  0 or 2. */
+int model_check_ids(const char *path, const cmoe_model_info *info, const int64_t *ids, int64_t n,
+                    const char *flag);
+
+/* So many tokens, at most the context.  0 or 2. */
+int model_check_length(const char *path, const cmoe_model_info *info, int64_t n, const char *flag);
+
 /* 0, or 3 after saying that this is no model directory. */
 int model_check_path(const char *path);
 
@@ -66,6 +86,9 @@ int model_plan(const tool_session *session, const model_flags *flags, int32_t fo
                cmoe_model_info *info);
 /* Whether it can be loaded in this format: int8 has a limit to the length of rows. */
 bool model_can_be(const tool_session *session, const model_flags *flags, int32_t format);
+
+/* The model without its weights, to be asked about its layers, as flags->dtype says. */
+int model_outline(const tool_session *session, const model_flags *flags, cmoe_model **out);
 
 /* The model without its weights, to be asked about its layers, as flags->dtype says. */
 int model_outline(const tool_session *session, const model_flags *flags, cmoe_model **out);
@@ -93,5 +116,10 @@ int model_load(const tool_session *session, const model_flags *flags, int64_t li
 
 json_t *model_bytes_json(const cmoe_model_bytes *b);
 json_t *model_ranks_json(const cmoe_model_info *info);
+
+/* 0, or the exit status after saying that no file can be made there, or that it is a file of the
+ * model, which would be replaced by what was computed from it. */
+int model_check_output(const tool_session *session, const model_flags *flags, const char *flag,
+                       const char *path);
 
 #endif

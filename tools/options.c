@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "files.h"
 #include "report.h"
 
 enum { WIDTH = 80, HELP_COLUMN = 22, MOST_OPTIONS = 64 };
@@ -145,29 +146,6 @@ static int read_ints(const option *o, const char *value, option_ints *out)
     }
 }
 
-/* All of a file that is not mapped: it may be a pipe.  NULL, errno says why. */
-static char *read_text(const char *path)
-{
-    FILE *from = strcmp(path, "-") ? fopen(path, "r") : stdin;
-    if (!from) return NULL;
-    size_t used = 0, room = 1 << 16;
-    char *text = malloc(room);
-    while (text) {
-        used += fread(text + used, 1, room - used - 1, from);
-        if (used < room - 1) break;
-        char *more = room > SIZE_MAX / 2 ? NULL : realloc(text, room *= 2);
-        if (!more) free(text);
-        text = more;
-    }
-    int why = ferror(from) ? errno : text ? 0 : ENOMEM;
-    if (from != stdin) fclose(from);
-    if (text) text[used] = '\0';
-    if (why == 0 && strlen(text) != used) why = EILSEQ; /* a zero byte is no text */
-    if (why) free(text);
-    errno = why;
-    return why ? NULL : text;
-}
-
 /* Numbers with one comma between them; in a file, blanks and newlines do as well. */
 static int parse_list(const option *o, const char *value, const char *text, option_list *out)
 {
@@ -205,7 +183,13 @@ static int parse_list(const option *o, const char *value, const char *text, opti
 static int read_list(const option *o, const char *value, option_list *out)
 {
     if (*value != '@') return parse_list(o, value, value, out);
-    char *text = read_text(value + 1);
+    size_t bytes;
+    char *text = files_read(value + 1, &bytes);
+    if (text && strlen(text) != bytes) {
+        free(text);
+        text = NULL;
+        errno = EILSEQ; /* a zero byte is no text */
+    }
     if (!text) return bad_value(o, value, strerror(errno));
     const int status = parse_list(o, value, text, out);
     free(text);
@@ -333,6 +317,7 @@ int options_parse(const option_verb *verb, int argc, char **argv, void *values)
         const int bad = set_value(o, value, values);
         if (bad) return bad;
         given[found] = true;
+        if (o->given) *(bool *)((char *)values + o->given) = true;
     }
     return check_required(verb, given);
 }
@@ -364,9 +349,20 @@ void options_wrap(FILE *to, const char *text, int indent, int column)
     fputc('\n', to);
 }
 
+void options_about(const option *o, char *text, size_t size)
+{
+    size_t used = (size_t)snprintf(text, size, "%s", o->help);
+    if (o->type != OPTION_FLAG && o->type != OPTION_TEXT && o->type != OPTION_LIST) {
+        char want[256];
+        accepted(o, want, sizeof want);
+        used += (size_t)snprintf(text + used, size - used, "; %s", want);
+    }
+    if (o->initial) snprintf(text + used, size - used, " (default %s)", o->initial);
+}
+
 static void help_option(FILE *to, const option *o)
 {
-    char text[512];
+    char text[1024];
     int column = fprintf(to, "  %s%s%s%s", o->positional ? "" : "--", o->name,
                          o->argument && !o->positional ? " " : "",
                          o->argument && !o->positional ? o->argument : "");
@@ -374,14 +370,41 @@ static void help_option(FILE *to, const option *o)
         fputc('\n', to);
         column = 0;
     }
-    size_t used = (size_t)snprintf(text, sizeof text, "%s", o->help);
-    if (o->type != OPTION_FLAG && o->type != OPTION_TEXT && o->type != OPTION_LIST) {
-        char want[256];
-        accepted(o, want, sizeof want);
-        used += (size_t)snprintf(text + used, sizeof text - used, "; %s", want);
-    }
-    if (o->initial) snprintf(text + used, sizeof text - used, " (default %s)", o->initial);
+    options_about(o, text, sizeof text);
     options_wrap(to, text, HELP_COLUMN, column);
+}
+
+static bool same_group(const option *a, const option *b)
+{
+    return strcmp(a->group ? a->group : "", b->group ? b->group : "") == 0;
+}
+
+/* The first option of the group behind the one that `o` leads; NULL when there is no more. */
+static const option *next_group(const option_verb *verb, const option *o)
+{
+    for (o = o ? o + 1 : verb->options; o->name; o++) {
+        const option *p = verb->options;
+        while (p->positional || !same_group(p, o))
+            p++;
+        if (p == o) return o;
+    }
+    return NULL;
+}
+
+void options_each(const option_verb *verb, FILE *to, void (*begin)(FILE *to, const char *group),
+                  void (*show)(FILE *to, const option *o))
+{
+    for (const option *head = next_group(verb, NULL); head; head = next_group(verb, head)) {
+        begin(to, head->group ? head->group : "Flags");
+        for (const option *o = verb->options; o->name; o++) {
+            if (!o->positional && same_group(o, head)) show(to, o);
+        }
+    }
+}
+
+static void help_group(FILE *to, const char *group)
+{
+    fprintf(to, "\n%s:\n", group);
 }
 
 void options_help(const option_verb *verb, FILE *to)
@@ -404,10 +427,7 @@ void options_help(const option_verb *verb, FILE *to)
         fprintf(to, "%s", o == verb->options ? "\n" : "");
         help_option(to, o);
     }
-    fprintf(to, "\nFlags:\n");
-    for (const option *o = verb->options; o->name; o++) {
-        if (!o->positional) help_option(to, o);
-    }
+    options_each(verb, to, help_group, help_option);
     if (verb->text) {
         fputc('\n', to);
         options_wrap(to, verb->text, 0, 0);

@@ -42,8 +42,10 @@ typedef struct option {
     double least, most;  /* range of INT, INTS (each) and FLOAT */
     const char *const *choices; /* ends in NULL */
     const char *const *later;   /* known words that this version refuses; ends in NULL; or NULL */
+    size_t given;               /* of a bool that becomes true when the flag is there; 0: none */
     bool required;
-    bool positional; /* TEXT only: given without a flag, in the order of the table */
+    bool positional;   /* TEXT only: given without a flag, in the order of the table */
+    const char *group; /* heading in --help; NULL: the verb's own */
     const char *help;
 } option;
 
@@ -59,6 +61,7 @@ extern const char *const option_devices[], *const option_isas[], *const option_c
 
 #define OPTIONS_COMMON(owner)                                                               \
     {.name = "threads",                                                                     \
+     .group = "Every verb",                                                                 \
      .argument = "N",                                                                       \
      .type = OPTION_INT,                                                                    \
      .initial = "0",                                                                        \
@@ -66,12 +69,14 @@ extern const char *const option_devices[], *const option_isas[], *const option_c
      .most = 4096,                                                                          \
      .help = "threads to work with; 0: one for every CPU this process may use"},            \
         {.name = "isa",                                                                     \
+         .group = "Every verb",                                                             \
          .argument = "LEVEL",                                                               \
          .type = OPTION_CHOICE,                                                             \
          .choices = option_isas,                                                            \
          .offset = offsetof(owner, common.isa),                                             \
          .help = "use no newer instructions than these; without it, the best of this CPU"}, \
         {.name = "device",                                                                  \
+         .group = "Every verb",                                                             \
          .argument = "NAME",                                                                \
          .type = OPTION_CHOICE,                                                             \
          .choices = option_devices,                                                         \
@@ -79,6 +84,7 @@ extern const char *const option_devices[], *const option_isas[], *const option_c
          .initial = "cpu",                                                                  \
          .help = "where to compute"},                                                       \
         {.name = "comm",                                                                    \
+         .group = "Every verb",                                                             \
          .argument = "NAME",                                                                \
          .type = OPTION_CHOICE,                                                             \
          .choices = option_comms,                                                           \
@@ -86,14 +92,17 @@ extern const char *const option_devices[], *const option_isas[], *const option_c
          .initial = "auto",                                                                 \
          .help = "how ranks talk; this version knows one rank, itself"},                    \
         {.name = "json",                                                                    \
+         .group = "Every verb",                                                             \
          .type = OPTION_FLAG,                                                               \
          .offset = offsetof(owner, common.json),                                            \
          .help = "print one JSON object on stdout, and nothing else"},                      \
         {.name = "quiet",                                                                   \
+         .group = "Every verb",                                                             \
          .type = OPTION_FLAG,                                                               \
          .offset = offsetof(owner, common.quiet),                                           \
          .help = "no progress on stderr"},                                                  \
         {.name = "help",                                                                    \
+         .group = "Every verb",                                                             \
          .type = OPTION_FLAG,                                                               \
          .offset = offsetof(owner, common.help),                                            \
          .help = "show this text"},                                                         \
@@ -104,6 +113,7 @@ extern const char *const option_devices[], *const option_isas[], *const option_c
 /* Everything that --help says about a verb. */
 typedef struct option_verb {
     const char *name;     /* "bench layer" */
+    const char *group;    /* heading in the program's help */
     const char *summary;  /* one line, no full stop */
     const char *examples; /* lines, each ending in a newline */
     const char *text;     /* paragraphs behind the flags; may be NULL */
@@ -115,6 +125,13 @@ typedef struct option_verb {
 int options_parse(const option_verb *verb, int argc, char **argv, void *values);
 
 void options_help(const option_verb *verb, FILE *to);
+
+/* Help, range and default of an option, in one line. */
+void options_about(const option *o, char *text, size_t size);
+
+/* All flags, group by group, the verb's own first. */
+void options_each(const option_verb *verb, FILE *to, void (*begin)(FILE *to, const char *group),
+                  void (*show)(FILE *to, const option *o));
 
 /* `text` in words, lines of at most 80 columns, each after `indent` blanks; the first one continues
  * a line that has `column` characters already. */

@@ -21,12 +21,13 @@ typedef struct plan_options {
 
 static const option options[] = {
     OPTION_MODEL(plan_options, true),
-    OPTIONS_MODEL(plan_options, "auto"),
+    OPTIONS_MODEL(plan_options, "auto", "none"),
     OPTIONS_COMMON(plan_options),
 };
 
 const option_verb plan_verb = {
     .name = "plan",
+    .group = "Look inside",
     .summary = "what would be placed where, bytes, speed; loads nothing",
     .examples = "  cmoe plan MODEL\n"
                 "  cmoe plan MODEL --dtype int8 --context 8192\n"

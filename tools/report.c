@@ -148,12 +148,11 @@ report_style report_style_of_stdout(void)
                           .utf8 = plain.utf8};
 }
 
-static volatile sig_atomic_t cancelled;
+static volatile sig_atomic_t cancelled, patient;
 
 static void on_signal(int signal)
 {
-    (void)signal;
-    if (cancelled) _exit(EXIT_CANCELLED);
+    if (cancelled && !(patient && signal == SIGINT)) _exit(EXIT_CANCELLED);
     cancelled = 1;
 }
 
@@ -170,4 +169,16 @@ void report_catch_signals(void)
 bool report_cancelled(void)
 {
     return cancelled != 0;
+}
+
+void report_go_on(bool be_patient)
+{
+    patient = be_patient;
+    cancelled = 0;
+}
+
+void report_warning(void *user, int32_t level, const char *text)
+{
+    (void)user;
+    if (level <= CMOE_LOG_WARN) fprintf(stderr, "cmoe: note: %s\n", text);
 }

@@ -70,5 +70,11 @@ report_style report_style_of_stdout(void);
 /* SIGINT and SIGTERM only raise a flag from here on, a second one ends the program at once. */
 void report_catch_signals(void);
 bool report_cancelled(void);
+/* Forgets an interrupt, so that the next one is a first one again.  With `patient` further ones do not
+ * end the program before it is forgotten; SIGTERM always does at the second time. */
+void report_go_on(bool patient);
+
+/* A cmoe_log_fn: warnings of the library, as lines of stderr. */
+void report_warning(void *user, int32_t level, const char *text);
 
 #endif

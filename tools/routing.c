@@ -8,15 +8,36 @@
  */
 #include "routing.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cmoe/weights.h"
+#include "files.h"
 #include "model.h"
 #include "report.h"
 
 enum { NAME_SIZE = 64 };
+
+/* ---- flags ----------------------------------------------------------------------------------- */
+
+int routing_check_flags(const routing_flags *flags, const cmoe_model_info *info,
+                        const char *model_path)
+{
+    int status = 0;
+    if (flags->capture) status = files_check_writable("--capture-routing", flags->capture);
+    if (status) return status;
+    if ((flags->capture || flags->replay) && info->moe_layers == 0)
+        return report_fail(EXIT_USAGE, flags->capture ? "--capture-routing" : "--replay-routing",
+                           "%s has no experts", model_path);
+    if (flags->replay_weights && !flags->replay)
+        return report_fail(EXIT_USAGE, "--replay-weights", "needs --replay-routing F");
+    return flags->replay && access(flags->replay, R_OK) != 0
+               ? report_fail(EXIT_FILE, flags->replay, "%s", strerror(errno))
+               : 0;
+}
 
 static void tensor_name(char name[NAME_SIZE], int64_t layer, bool weights)
 {
@@ -179,6 +200,21 @@ static int check_names(const routing *r, const cmoe_checkpoint *c, const char *p
                            t.name, (long long)r->layers);
     }
     return 0;
+}
+
+int routing_count(cmoe_ctx *ctx, const char *path, int64_t *tokens)
+{
+    cmoe_error err = {.size = sizeof err};
+    cmoe_checkpoint *c = NULL;
+    cmoe_tensor t = {.size = sizeof t};
+    *tokens = 0;
+    cmoe_status status = cmoe_checkpoint_open(&c, ctx, path, &err);
+    if (status == CMOE_OK && cmoe_checkpoint_count(c) > 0) {
+        status = cmoe_checkpoint_tensor(c, 0, &t, &err);
+        if (status == CMOE_OK && t.rank == 2) *tokens = t.dims[0];
+    }
+    cmoe_checkpoint_free(c);
+    return model_fail(status, path, &err);
 }
 
 int routing_read(routing *r, cmoe_ctx *ctx, const char *path, bool weights)

@@ -10,6 +10,32 @@
 
 #include "cmoe/model.h"
 #include "machine.h"
+#include "options.h"
+
+typedef struct routing_flags {
+    const char *capture, *replay;
+    bool replay_weights;
+} routing_flags;
+
+/* For a field `routing_flags routing`. */
+#define OPTIONS_ROUTING(owner)                                                                  \
+    {.name = "capture-routing",                                                                 \
+     .group = "Routing",                                                                        \
+     .argument = "F",                                                                           \
+     .type = OPTION_TEXT,                                                                       \
+     .offset = offsetof(owner, routing.capture),                                                \
+     .help = "write which experts every token went to, and their weights"},                     \
+        {.name = "replay-routing",                                                              \
+         .group = "Routing",                                                                    \
+         .argument = "F",                                                                       \
+         .type = OPTION_TEXT,                                                                   \
+         .offset = offsetof(owner, routing.replay),                                             \
+         .help = "send tokens to the experts of this file; weights come from the live scores"}, \
+    {                                                                                           \
+        .name = "replay-weights", .group = "Routing", .type = OPTION_FLAG,                      \
+        .offset = offsetof(owner, routing.replay_weights),                                      \
+        .help = "take the weights from the file, too"                                           \
+    }
 
 /* T tokens, K experts of a token in this layer; K = 0: a dense layer */
 typedef struct routing_layer {
@@ -24,7 +50,14 @@ typedef struct routing {
     cmoe_routing *rows; /* [layers] what routing_rows returns */
 } routing;
 
-/* Room for T tokens.  Like all here, returns 0, or the exit status after an error line. */
+/* What can be wrong with the flags, before anything is loaded. */
+int routing_check_flags(const routing_flags *flags, const cmoe_model_info *info,
+                        const char *model_path);
+
+/* How many tokens the file at `path` has rows for. */
+int routing_count(cmoe_ctx *ctx, const char *path, int64_t *tokens);
+
+/* Room for T tokens.  Like all here it returns 0, or the exit status after an error line. */
 int routing_create(routing *r, const cmoe_model *m, int64_t tokens);
 void routing_free(routing *r);
 

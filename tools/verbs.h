@@ -8,12 +8,21 @@
 #include "options.h"
 
 /* A verb gets the arguments behind its name, prints its own errors and returns the exit status. */
-extern const option_verb logits_verb, inspect_verb, plan_verb;
-extern const option_verb bench_layer_verb, doctor_verb, demo_verb;
-int logits_main(int argc, char **argv);
+extern const option_verb generate_verb, chat_verb, inspect_verb, plan_verb;
+extern const option_verb experts_verb, logits_verb, eval_verb, tokenize_verb;
+extern const option_verb render_verb, bench_layer_verb, bench_model_verb, doctor_verb;
+extern const option_verb demo_verb;
+int generate_main(int argc, char **argv);
+int chat_main(int argc, char **argv);
 int inspect_main(int argc, char **argv);
 int plan_main(int argc, char **argv);
+int experts_main(int argc, char **argv);
+int logits_main(int argc, char **argv);
+int eval_main(int argc, char **argv);
+int tokenize_main(int argc, char **argv);
+int render_main(int argc, char **argv);
 int bench_layer_main(int argc, char **argv);
+int bench_model_main(int argc, char **argv);
 int doctor_main(int argc, char **argv);
 int demo_main(int argc, char **argv);
 

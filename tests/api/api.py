@@ -156,6 +156,39 @@ def by_pkg_config(a, prefix, folder, static):
                 env={"PATH": os.environ["PATH"]} if static else dict(os.environ, LD_LIBRARY_PATH=libdir))
 
 
+ENGINE_USER = """
+#include <cmoe/engine.h>
+#include <stdio.h>
+int main(int argc, char **argv)
+{
+    cmoe_error err = {.size = sizeof err};
+    cmoe_ctx *ctx = NULL;
+    cmoe_model_info info = {.size = sizeof info};
+    if (argc != 2 || cmoe_ctx_create(&ctx, NULL, &err) || cmoe_model_plan(ctx, argv[1], NULL, &info, &err)) {
+        puts(err.text);
+        return 1;
+    }
+    printf("%s\\n", info.type);
+    cmoe_ctx_free(ctx);
+    return 0;
+}
+"""
+
+
+def engine_by_pkg_config(a, prefix, folder):
+    env = dict(os.environ, PKG_CONFIG_PATH=find_pc(prefix))
+    flags = shlex.split(run(["pkg-config", "--cflags", "--libs", "cmoe_engine"], env=env))
+    source, program = os.path.join(folder, "engine.c"), os.path.join(folder, "engine")
+    with open(source, "w") as f:
+        f.write(ENGINE_USER)
+    run([a.cc, "-std=c11"] + WARNINGS + [source, "-o", program] + flags)
+    libdir = shlex.split(run(["pkg-config", "--variable=libdir", "cmoe"], env=env))[0]
+    got = run([program, os.path.join(a.source, "tests", "golden", "models", "qwen3_moe")],
+              env=dict(os.environ, LD_LIBRARY_PATH=libdir))
+    if got != "qwen3_moe\n":
+        raise Failure("the engine says %r, want qwen3_moe" % got)
+
+
 def by_cmake(a, prefix, folder):
     example = os.path.join(a.source, "examples", "01_layer")
     build = os.path.join(folder, "consumer")
@@ -276,7 +309,7 @@ def check_symbols(t, a, include):
 
 def check_package(t, a):
     if a.sanitized == "yes":
-        t.skip("installed package", "a sanitized library is not for installing", 5)
+        t.skip("installed package", "a sanitized library is not for installing", 6)
         return
     with tempfile.TemporaryDirectory() as folder:
         prefix = t.check("install", one_install, a, folder)
@@ -284,6 +317,7 @@ def check_package(t, a):
             return
         t.check("example by pkg-config", by_pkg_config, a, prefix, folder, False)
         t.check("example by pkg-config, static", by_pkg_config, a, prefix, folder, True)
+        t.check("engine by pkg-config", engine_by_pkg_config, a, prefix, folder)
         t.check("example by find_package", by_cmake, a, prefix, folder)
         t.check("example by add_subdirectory", by_source, a, folder)
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Loads a random checkpoint of 8 GB and says how long it took beside a plain read, and in how much memory.
 
-    python3 load.py PROGRAM [GIGABYTES] [FOLDER]
+    python3 load.py PROGRAM [GIGABYTES] [FOLDER]     at most so many, whole layers; default 8.6
 
 PROGRAM is load.c built.  The checkpoint is made in a temporary folder (below FOLDER) and removed again; without
 room for it on the disk, or in memory, the test is skipped.
@@ -27,7 +27,7 @@ def available_memory():
 
 def main():
     program = sys.argv[1]
-    size = int(float(sys.argv[2] if len(sys.argv) > 2 else os.environ.get("CMOE_LARGE_GB", "8")) * 1e9)
+    size = int(float(sys.argv[2] if len(sys.argv) > 2 else os.environ.get("CMOE_LARGE_GB", "8.6")) * 1e9)
     where = sys.argv[3] if len(sys.argv) > 3 else None
     disk = shutil.disk_usage(where or tempfile.gettempdir()).free
     if disk < size * 1.1 or available_memory() < size * 1.3:

@@ -596,6 +596,9 @@ def too_large():
     out = work("big.safetensors")
     text = fails(4, ["logits", big, "--ids", "1", "--out", out], "cmoe: " + big + ": needs ", "are there: try ")
     check(re.search(r"needs 3\.\d TiB as f32 .* [\d.]+ [GT]iB are there", text), "too large", text)
+    for verb in (["generate"], ["experts"]):
+        fails(4, [*verb, big, "--ids", "1"], "cmoe: " + big + ": needs ", "are there: try ")
+    fails(4, ["bench", "model", big], "cmoe: " + big + ": needs ")
     j = loads(["plan", big, "--json"])
     check(j["fits"] is False and "more memory" in j["try"], "plan: does not fit", j)
     check("It does not fit." in succeeds(["plan", big]), "plan: does not fit")
