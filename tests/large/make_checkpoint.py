@@ -22,10 +22,10 @@ SMALL = dict(hidden_size=512, moe_intermediate_size=256, intermediate_size=1024,
              num_experts_per_tok=4, num_attention_heads=8, num_key_value_heads=2, head_dim=64, vocab_size=8192)
 
 
-def random_block():
-    """bf16 of both signs, sizes from 2^-9 to 2^-5: what weights look like, and never NaN."""
+def random_block(high=0x3B):
+    """bf16 of both signs, sizes from 2^-9 to 2^-5: what weights look like, and never NaN.  high: of the exponent."""
     block = bytearray(random.Random(1).randbytes(BLOCK))
-    high = bytes((i & 0x80) | (0x3B + (i & 1)) for i in range(256))
+    high = bytes((i & 0x80) | (high + (i & 1)) for i in range(256))
     block[1::2] = block[1::2].translate(high)
     return memoryview(block)
 
@@ -51,20 +51,26 @@ def bytes_of(shape):
     return n
 
 
-def plan(size):
-    """(config, tensors): as many layers as the size has room for."""
-    c = dict(LARGE if size >= 4 << 30 else SMALL)
-    ends = [("model.embed_tokens", (c["vocab_size"], c["hidden_size"])), ("model.norm", (c["hidden_size"],)),
-            ("lm_head", (c["vocab_size"], c["hidden_size"]))]
-    layer = sum(bytes_of(s) for _, s in layer_tensors(c, 0))
-    layers = max(1, round((size - sum(bytes_of(s) for _, s in ends)) / layer))
+def plan_shapes(shapes, layers):
+    """(config, tensors) of the shapes, which have the keys of LARGE."""
+    c = dict(shapes)
     c.update(architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", num_hidden_layers=layers, hidden_act="silu",
              max_position_embeddings=4096, rms_norm_eps=1e-6, rope_theta=1e6, rope_scaling=None, attention_bias=False,
              norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], sliding_window=None,
              use_sliding_window=False, tie_word_embeddings=False, torch_dtype="bfloat16", bos_token_id=1,
              eos_token_id=2)
+    ends = [("model.embed_tokens", (c["vocab_size"], c["hidden_size"])), ("model.norm", (c["hidden_size"],)),
+            ("lm_head", (c["vocab_size"], c["hidden_size"]))]
     tensors = ends[:1] + [t for i in range(layers) for t in layer_tensors(c, i)] + ends[1:]
     return c, [(name + ".weight", shape) for name, shape in tensors]
+
+
+def plan(size):
+    """(config, tensors): as many layers as the size has room for."""
+    shapes = LARGE if size >= 4 << 30 else SMALL
+    layer = sum(bytes_of(s) for _, s in layer_tensors(shapes, 0))
+    ends = sum(bytes_of(s) for _, s in plan_shapes(shapes, 0)[1])
+    return plan_shapes(shapes, max(1, round((size - ends) / layer)))
 
 
 def shards_of(tensors, most):
@@ -78,7 +84,15 @@ def shards_of(tensors, most):
     return shards
 
 
-def write_shard(path, tensors, block, place):
+def fill(f, n, block, place):
+    while n:
+        first = place.randrange(BLOCK // 4) * 2
+        n -= f.write(block[first:first + min(n, BLOCK // 2)])
+
+
+def write_shard(path, tensors, blocks, place):
+    """Norms are ones and embeddings 64 times as large as weights: answers go from token to token, by other experts
+    each.  With smaller ones every answer is one token again and again."""
     head, at = {}, 0
     for name, shape in tensors:
         n = bytes_of(shape)
@@ -87,25 +101,28 @@ def write_shard(path, tensors, block, place):
     text = json.dumps(head).encode()
     with open(path, "wb", buffering=0) as f:
         f.write(struct.pack("<Q", len(text)) + text)
-        for _, shape in tensors:
-            left = bytes_of(shape)
-            while left:
-                first = place.randrange(BLOCK // 4) * 2
-                left -= f.write(block[first:first + min(left, BLOCK // 2)])
+        for name, shape in tensors:
+            if len(shape) == 1:
+                f.write(b"\x80\x3f" * shape[0])
+            else:
+                fill(f, bytes_of(shape), blocks["embed" in name], place)
         os.fsync(f.fileno())
     return at
 
 
 def make(folder, size):
     """Bytes of all shards together."""
+    return write(folder, *plan(size))
+
+
+def write(folder, config, tensors):
     os.makedirs(folder, exist_ok=True)
-    config, tensors = plan(size)
-    block, place, files = random_block(), random.Random(2), {}
-    shards = shards_of(tensors, max(size // 4, 64 << 20))
+    blocks, place, files = (random_block(), random_block(0x3E)), random.Random(2), {}
+    shards = shards_of(tensors, max(sum(bytes_of(s) for _, s in tensors) // 4, 64 << 20))
     total = 0
     for i, shard in enumerate(shards):
         name = "model-%05d-of-%05d.safetensors" % (i + 1, len(shards))
-        total += write_shard(os.path.join(folder, name), shard, block, place)
+        total += write_shard(os.path.join(folder, name), shard, blocks, place)
         files.update((tensor, name) for tensor, _ in shard)
     with open(os.path.join(folder, "model.safetensors.index.json"), "w") as f:
         json.dump({"metadata": {"total_size": total}, "weight_map": files}, f, indent=1)
