@@ -102,7 +102,8 @@ static int prepare(run *r)
     const model_needs n = model_needs_of(&r->info, r->n, CHUNK, CHUNK * r->info.vocab * 4);
     status = model_check_memory(&r->session, &o->model, &r->info, &n, m.available_bytes);
     const int64_t limit = m.available_bytes > 0 ? m.available_bytes - (n.total - n.weights) : 0;
-    return status ? status : model_load(&r->session, &o->model, limit, o->common.quiet, &r->model);
+    return status ? status
+                  : model_load(&r->session, &o->model, &r->info, limit, o->common.quiet, &r->model);
 }
 
 static int pass(run *r)

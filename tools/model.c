@@ -281,18 +281,16 @@ static int32_t on_progress(void *user, int64_t done, int64_t total)
     return 0;
 }
 
-int model_load(const tool_session *session, const model_flags *flags, int64_t limit, bool quiet,
-               cmoe_model **out)
+int model_load(const tool_session *session, const model_flags *flags,
+               const cmoe_model_info *planned, int64_t limit, bool quiet, cmoe_model **out)
 {
     cmoe_error err = {.size = sizeof err};
     loading l = {.path = flags->path, .quiet = quiet, .start = crew_now()};
     cmoe_model_options o = options_of(flags, model_format(flags->dtype));
     char room[KEEP_PATH];
-    cmoe_model_info info;
-    int bad = model_plan(session, flags, o.format, &info);
     bool read_only;
-    if (bad == 0)
-        bad = keep_folder(flags->cache_dir, info.bytes.total, room, &o.cache_dir, &read_only);
+    const int bad =
+        keep_folder(flags->cache_dir, planned->bytes.total, room, &o.cache_dir, &read_only);
     if (bad) return bad;
     o.cache_read_only = read_only;
     o.memory_limit = limit;

@@ -111,8 +111,8 @@ int model_check_memory(const tool_session *session, const model_flags *flags,
 /* ---- load ------------------------------------------------------------------------------------ */
 
 /* Weights may take `limit` bytes.  0, or the exit status after an error line. */
-int model_load(const tool_session *session, const model_flags *flags, int64_t limit, bool quiet,
-               cmoe_model **out);
+int model_load(const tool_session *session, const model_flags *flags,
+               const cmoe_model_info *planned, int64_t limit, bool quiet, cmoe_model **out);
 
 json_t *model_bytes_json(const cmoe_model_bytes *b);
 json_t *model_ranks_json(const cmoe_model_info *info);

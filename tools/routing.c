@@ -12,6 +12,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cmoe/weights.h"
@@ -221,6 +222,9 @@ int routing_read(routing *r, cmoe_ctx *ctx, const char *path, bool weights)
 {
     cmoe_error err = {.size = sizeof err};
     cmoe_checkpoint *c = NULL;
+    struct stat st;
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) /* which a checkpoint may be */
+        return report_fail(EXIT_FILE, path, "is a directory, want a file of captured routing");
     int status = model_fail(cmoe_checkpoint_open(&c, ctx, path, &err), path, &err);
     if (status) return status;
     for (int64_t i = 0; i < r->layers && status == 0; i++) {

@@ -53,7 +53,7 @@ int talk_load(talk *t, int64_t positions, int64_t block, bool reuse)
     if (status) return status;
     const int64_t limit = m.available_bytes > 0 ? m.available_bytes - (n.total - n.weights) : 0;
     const double start = crew_now();
-    status = model_load(&t->session, t->flags, limit, t->common->quiet, &t->model);
+    status = model_load(&t->session, t->flags, &t->info, limit, t->common->quiet, &t->model);
     t->load_seconds = crew_now() - start;
     return status ? status : create_engine(t, &o);
 }

@@ -289,14 +289,6 @@ void cmoei_decoder_close(cmoei_decoder *d, cmoe_ctx *ctx)
 
 enum { MOST_BYTES = 16 << 20 };
 
-static uint64_t sum_of(const char *text, int64_t bytes)
-{
-    uint64_t sum = 0xcbf29ce484222325u;
-    for (int64_t i = 0; i < bytes; i++)
-        sum = (sum ^ (unsigned char)text[i]) * 0x100000001b3u;
-    return sum;
-}
-
 static cmoe_status parse_open(cmoei_decoder *d, cmoe_ctx *ctx, int fd, int64_t bytes,
                               const char *file, cmoe_error *err)
 {
@@ -307,7 +299,7 @@ static cmoe_status parse_open(cmoei_decoder *d, cmoe_ctx *ctx, int fd, int64_t b
     CMOEI_TRY(cmoei_alloc(ctx, bytes, "config.json", &text, err));
     cmoe_status status = cmoei_file_read(fd, file, text, bytes, 0, err);
     if (status == CMOE_OK) status = cmoei_decoder_parse(d, ctx, text, bytes, file, err);
-    if (status == CMOE_OK) d->sum = sum_of(text, bytes);
+    if (status == CMOE_OK) d->sum = cmoei_text_sum(text, bytes);
     cmoei_free(ctx, text, bytes);
     return status;
 }

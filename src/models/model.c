@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "load.h"
+#include "text.h"
 #include "weights/checkpoint.h"
 
 static const cmoe_model_options defaults = {.size = sizeof defaults};
@@ -192,9 +193,7 @@ static void make_key(const cmoe_model *m, const opened *x, char key[KEY_SIZE])
 /* Name of the file in the folder; false when it is too long. */
 static bool make_path(const cmoe_model *m, const opened *x, const char *key, char path[PATH_SIZE])
 {
-    uint64_t sum = 0xcbf29ce484222325u;
-    for (const char *p = key; *p; p++)
-        sum = (sum ^ (unsigned char)*p) * 0x100000001b3u;
+    const uint64_t sum = cmoei_text_sum(key, (int64_t)strlen(key));
     const int n = snprintf(path, PATH_SIZE, "%s/%s-%s-%016" PRIx64 ".packed", x->o.cache_dir,
                            m->d.arch->type, cmoe_dtype_name(x->format), sum);
     return n > 0 && n < PATH_SIZE;

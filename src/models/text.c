@@ -44,3 +44,11 @@ const char *cmoei_text_end(cmoei_text_list *list)
                  list->count - list->shown);
     return list->text;
 }
+
+uint64_t cmoei_text_sum(const char *text, int64_t bytes)
+{
+    uint64_t sum = 0xcbf29ce484222325u;
+    for (int64_t i = 0; i < bytes; i++)
+        sum = (sum ^ (unsigned char)text[i]) * 0x100000001b3u;
+    return sum;
+}

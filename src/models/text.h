@@ -11,6 +11,9 @@
 /* Copies what is printable ASCII and puts ? for every other byte; "..." ends what did not fit. */
 void cmoei_text_clean(char *dst, size_t size, const char *src);
 
+/* FNV-1a: tells texts apart that nobody made to collide. */
+uint64_t cmoei_text_sum(const char *text, int64_t bytes);
+
 /* "a, b, c and 12 more": the first few names that fit, and how many there were. */
 typedef struct cmoei_text_list {
     char text[200];

@@ -540,6 +540,7 @@ def bad_replay():
         fails(3, [*args, bad, *flags], "cmoe: " + bad + ": ", *texts)
 
     fails(3, [*args, work("nothing.safetensors")], "nothing.safetensors: No such file")
+    fails(3, [*args, QWEN], QWEN + ": is a directory, want a file of captured routing")
     fails(3, [*args, os.path.join(QWEN, "config.json")], "config.json")
     logits(GPT, ids, "--capture-routing", bad)
     fails(3, [*args, bad], "layers.0.topk_ids is I32 [5, 3], want I32 [5, 4]")
