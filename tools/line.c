@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <locale.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -262,11 +263,24 @@ static void move_or_cut(edit *e, int key)
 }
 
 /* Until the line is done. */
+/* Waits for a key.  A signal may come just before the wait begins, which then is not interrupted: so it
+ * is a short one, again and again.  False: a signal has come. */
+static bool wait_for_key(void)
+{
+    struct pollfd keys = {.fd = STDIN_FILENO, .events = POLLIN};
+    while (!report_cancelled()) {
+        const int n = poll(&keys, 1, 100);
+        if (n > 0 || (n < 0 && errno != EINTR)) return true; /* read says what is wrong */
+    }
+    return false;
+}
+
 static line_result edit_line(edit *e)
 {
     for (;;) {
         char key;
         draw(e);
+        if (!wait_for_key()) return LINE_INTERRUPTED;
         const ssize_t got = read(STDIN_FILENO, &key, 1);
         if (got < 0) return errno == EINTR ? LINE_INTERRUPTED : LINE_FAILED;
         if (got == 0 || (key == ('D' & 31) && e->n == 0)) return LINE_END;
