@@ -329,6 +329,7 @@ cmoe_status cmoei_model_fill(cmoe_model *m, const cmoe_model_options *o, const c
     const cmoe_model_bytes *b = &m->info.bytes;
     cmoei_loader l = {.m = m, .o = o, .c = c, .t = t, .tape = tape, .err = err};
     l.total = b->total - b->router - b->embedding - b->small; /* which are copied, not packed */
+    if (cmoei_tape_plays(tape)) l.told = l.total;             /* when the tape was opened */
     if (!cmoei_pack_elements(longest_row(&m->d), &l.row_length) ||
         !cmoei_mul(l.row_length, m->ctx->threads * (int64_t)sizeof *l.rows, &l.row_bytes))
         return cmoei_fail(err, CMOE_ERR_SHAPE, "model: rows of %" PRId64 " values are too long",

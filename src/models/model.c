@@ -9,6 +9,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "load.h"
@@ -39,6 +40,7 @@ const char *cmoe_model_type_name(int64_t i)
 
 typedef struct opened {
     cmoe_ctx *ctx;
+    const char *path;
     cmoe_model_options o;
     cmoei_decoder d;
     cmoe_checkpoint *c;
@@ -139,7 +141,7 @@ static cmoe_status open_parts(opened *x, const char *path, cmoe_error *err)
 static cmoe_status open_all(opened *x, cmoe_ctx *ctx, const char *path,
                             const cmoe_model_options *options, cmoe_error *err)
 {
-    *x = (opened){.ctx = ctx, .o = defaults};
+    *x = (opened){.ctx = ctx, .path = path, .o = defaults};
     CMOEI_TRY(cmoei_options_read(&x->o, sizeof x->o, options, "cmoe_model_options", err));
     if (!ctx || !path)
         return cmoei_fail(err, CMOE_ERR_ARG, "model: %s is NULL", ctx ? "path" : "ctx");
@@ -171,32 +173,87 @@ cmoe_status cmoe_model_plan(cmoe_ctx *ctx, const char *path, const cmoe_model_op
     return CMOE_OK;
 }
 
+/* ---- weights go ------------------------------------------------------------------------------------ */
+
+void cmoei_model_free_router(cmoe_model *m, int64_t layer)
+{
+    for (int32_t r = 0; r < CMOEI_ROUTER_PARTS; r++) {
+        cmoei_values *v = &m->layer[layer].router[r];
+        cmoei_free(m->ctx, v->values, v->bytes);
+        *v = (cmoei_values){0};
+    }
+}
+
+static void free_mlp(cmoei_mlp *mlp)
+{
+    if (mlp->experts) {
+        cmoe_experts_free(mlp->experts);
+        return;
+    }
+    cmoe_matrix_free(mlp->w13);
+    cmoe_matrix_free(mlp->w2);
+}
+
+/* All that a load has filled in, as far as it came. */
+static void empty(cmoe_model *m)
+{
+    for (int64_t i = 0; m->layer && i < m->d.layers; i++) {
+        cmoei_model_layer *l = &m->layer[i];
+        cmoe_layer_free(l->moe);
+        cmoei_model_free_router(m, i);
+        free_mlp(&l->experts);
+        free_mlp(&l->shared);
+        free_mlp(&l->dense);
+        cmoe_matrix_free(l->qkv);
+        cmoe_matrix_free(l->o);
+        *l = (cmoei_model_layer){0};
+    }
+    cmoe_matrix_free(m->head);
+    cmoei_free(m->ctx, m->own_embedding, m->embedding_bytes);
+    cmoei_free(m->ctx, m->vectors, m->vector_bytes);
+    m->head = NULL;
+    m->embedding = m->own_embedding = NULL;
+    m->vectors = NULL;
+    cmoei_tape_close(&m->tape);
+}
+
 /* ---- load -------------------------------------------------------------------------------------------- */
 
-enum { KEY_SIZE = 768, PATH_SIZE = 4096 };
+enum { FORM_SIZE = 384, KEY_SIZE = 768, PATH_SIZE = 4096, NAME_SIZE = 256 };
 
-/* All that packed weights depend on. */
-static void make_key(const cmoe_model *m, const opened *x, char key[KEY_SIZE])
+/* What is made of a model, however the model changes. */
+static void make_form(const opened *x, char form[FORM_SIZE])
 {
     const cmoei_share *s = &x->share;
     char layout[64], head[64];
     cmoei_matrix_layout(x->ctx, x->format, layout, sizeof layout);
     cmoei_matrix_layout(x->ctx, cmoei_head_format(x->format), head, sizeof head);
-    snprintf(key, KEY_SIZE,
-             "cmoe %s; files %016" PRIx64 "; config %016" PRIx64
-             "; %s; %s %s; head %s; experts %" PRId64 "+%" PRId64 "; tensor %d/%d",
-             cmoe_version(), cmoei_checkpoint_identity(x->c), m->d.sum, m->d.arch->type,
+    snprintf(form, FORM_SIZE, "%s %s; head %s; experts %" PRId64 "+%" PRId64 "; tensor %d/%d",
              cmoe_dtype_name(x->format), layout, head, s->experts.first, s->experts.count, s->rank,
              s->ranks);
 }
 
-/* Name of the file in the folder; false when it is too long. */
-static bool make_path(const cmoe_model *m, const opened *x, const char *key, char path[PATH_SIZE])
+/* All that packed weights depend on. */
+static void make_key(const cmoe_model *m, const opened *x, char key[KEY_SIZE])
 {
-    const uint64_t sum = cmoei_text_sum(key, (int64_t)strlen(key));
-    const int n = snprintf(path, PATH_SIZE, "%s/%s-%s-%016" PRIx64 ".packed", x->o.cache_dir,
-                           m->d.arch->type, cmoe_dtype_name(x->format), sum);
-    return n > 0 && n < PATH_SIZE;
+    char form[FORM_SIZE];
+    make_form(x, form);
+    snprintf(key, KEY_SIZE, "cmoe %s; files %016" PRIx64 "; config %016" PRIx64 "; %s; %s",
+             cmoe_version(), cmoei_checkpoint_identity(x->c), m->d.sum, m->d.arch->type, form);
+}
+
+/* The file's name: one for a model's folder and a form, so that other files in that folder, another
+ * config.json or another version take the place of what was kept before. */
+static void make_name(const cmoe_model *m, const opened *x, char name[NAME_SIZE])
+{
+    char form[FORM_SIZE], whole[PATH_SIZE];
+    const char *real = realpath(x->path, whole);
+    if (!real) real = x->path;
+    make_form(x, form);
+    const uint64_t sum = cmoei_text_sum(real, (int64_t)strlen(real)) ^
+                         31 * cmoei_text_sum(form, (int64_t)strlen(form));
+    snprintf(name, NAME_SIZE, "%.64s-%s-%016" PRIx64 ".packed", m->d.arch->type,
+             cmoe_dtype_name(x->format), sum);
 }
 
 static void say(const cmoe_ctx *ctx, const char *what, const cmoe_error *err)
@@ -206,37 +263,65 @@ static void say(const cmoe_ctx *ctx, const char *what, const cmoe_error *err)
     if (ctx->log) ctx->log(ctx->log_user, CMOE_LOG_WARN, text);
 }
 
-/* Writing what was packed may take longer than packing it: the caller hears of it and may say no. */
-static bool asked_to_stop(void *user)
+static bool ask(const opened *x, int64_t done)
 {
-    const opened *x = user;
     const cmoe_model_bytes *b = &x->info.bytes;
-    const int64_t all = b->total - b->router - b->embedding - b->small; /* as when it was packed */
-    return x->o.progress && x->o.progress(x->o.progress_user, all, all) != 0;
+    const int64_t all = b->total - b->router - b->embedding - b->small; /* as when it is packed */
+    return x->o.progress && x->o.progress(x->o.progress_user, CMOEI_MIN(done, all), all) != 0;
+}
+
+static bool ask_reader(void *user, int64_t done, int64_t total)
+{
+    (void)total;
+    return ask(user, done);
+}
+
+/* Writing what was packed may take longer than packing it: the caller hears of it and may say no. */
+static bool ask_writer(void *user, int64_t done, int64_t total)
+{
+    (void)done, (void)total;
+    return ask(user, INT64_MAX);
+}
+
+/* What another load has kept; nothing, and m as it was, when that is of no use. */
+static cmoe_status play(cmoe_model *m, opened *x, const char *name, const char *key,
+                        cmoe_error *err)
+{
+    char path[PATH_SIZE];
+    cmoe_error why = {.size = sizeof why};
+    const int n = snprintf(path, sizeof path, "%s/%s", x->o.cache_dir, name);
+    if (n < 0 || n >= (int)sizeof path)
+        return cmoei_fail(err, CMOE_ERR_RANGE, "cache_dir = \"%.200s...\", want a shorter path",
+                          x->o.cache_dir);
+    cmoe_status status = cmoei_tape_open(&m->tape, x->ctx, path, key, ask_reader, x, &why);
+    if (status == CMOE_OK) status = cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, &why);
+    if (status == CMOE_OK) status = cmoei_tape_end(&m->tape, &why);
+    m->info.cached = status == CMOE_OK;
+    if (status == CMOE_OK) return status;
+    empty(m);
+    if (status == CMOE_ERR_FORMAT) say(x->ctx, "packed weights are made again", &why);
+    if (status == CMOE_ERR_FORMAT || status == CMOE_ERR_UNSUPPORTED || status == CMOE_ERR_IO)
+        return CMOE_OK;
+    return cmoei_fail(err, status, "%s", why.text);
 }
 
 /* From the folder of packed weights if they are there, else from the files, and then into the
  * folder. */
 static cmoe_status fill(cmoe_model *m, opened *x, cmoe_error *err)
 {
-    char key[KEY_SIZE], path[PATH_SIZE];
+    char key[KEY_SIZE], name[NAME_SIZE];
     cmoe_error why = {.size = sizeof why};
     m->tape.ctx = x->ctx;
     if (!x->o.cache_dir) return cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, err);
     make_key(m, x, key);
-    if (!make_path(m, x, key, path))
-        return cmoei_fail(err, CMOE_ERR_RANGE, "cache_dir = \"%.200s...\", want a shorter path",
-                          x->o.cache_dir);
-    const cmoe_status found = cmoei_tape_open(&m->tape, x->ctx, path, key, &why);
-    if (found == CMOE_OK) {
-        m->info.cached = 1;
-        return cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, err);
-    }
-    if (found != CMOE_ERR_IO) say(x->ctx, "packed weights are made again", &why);
+    make_name(m, x, name);
+    CMOEI_TRY(play(m, x, name, key, err));
+    if (m->info.cached) return CMOE_OK;
     m->tape.records = !x->o.cache_read_only;
     CMOEI_TRY(cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, err));
     if (!m->tape.records) return CMOE_OK;
-    const cmoe_status kept = cmoei_tape_write(&m->tape, path, key, asked_to_stop, x, &why);
+    const cmoe_status kept =
+        cmoei_tape_write(&m->tape, x->o.cache_dir, name, key, ask_writer, x, &why);
     if (kept == CMOE_ERR_CANCELLED) return cmoei_fail(err, kept, "loading was cancelled");
     if (kept != CMOE_OK) say(x->ctx, "packed weights are not kept", &why);
     cmoei_tape_close(&m->tape);
@@ -275,43 +360,11 @@ cmoe_status cmoe_model_load(cmoe_model **out, cmoe_ctx *ctx, const char *path,
     return CMOE_OK;
 }
 
-void cmoei_model_free_router(cmoe_model *m, int64_t layer)
-{
-    for (int32_t r = 0; r < CMOEI_ROUTER_PARTS; r++) {
-        cmoei_values *v = &m->layer[layer].router[r];
-        cmoei_free(m->ctx, v->values, v->bytes);
-        *v = (cmoei_values){0};
-    }
-}
-
-static void free_mlp(cmoei_mlp *mlp)
-{
-    if (mlp->experts) {
-        cmoe_experts_free(mlp->experts);
-        return;
-    }
-    cmoe_matrix_free(mlp->w13);
-    cmoe_matrix_free(mlp->w2);
-}
-
 void cmoe_model_free(cmoe_model *m)
 {
     if (!m) return;
-    for (int64_t i = 0; m->layer && i < m->d.layers; i++) {
-        cmoei_model_layer *l = &m->layer[i];
-        cmoe_layer_free(l->moe);
-        cmoei_model_free_router(m, i);
-        free_mlp(&l->experts);
-        free_mlp(&l->shared);
-        free_mlp(&l->dense);
-        cmoe_matrix_free(l->qkv);
-        cmoe_matrix_free(l->o);
-    }
-    cmoe_matrix_free(m->head);
-    cmoei_free(m->ctx, m->own_embedding, m->embedding_bytes);
-    cmoei_free(m->ctx, m->vectors, m->vector_bytes);
+    empty(m);
     if (m->layer) cmoei_free(m->ctx, m->layer, m->d.layers * (int64_t)sizeof *m->layer);
-    cmoei_tape_close(&m->tape);
     cmoei_decoder_close(&m->d, m->ctx);
     cmoei_free(m->ctx, m, (int64_t)sizeof *m);
 }

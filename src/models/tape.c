@@ -4,13 +4,16 @@
  */
 #include "tape.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, MAGIC_BYTES = 16, PATH_SIZE = 4096 };
@@ -28,22 +31,37 @@ typedef struct tape_entry {
     uint64_t sum;
 } tape_entry;
 
+/* ---- sums ---------------------------------------------------------------------------------------- */
+
 /* Against accidents, not against enemies.  Eight chains, because one alone waits for its own
  * multiplication and is slower than memory. */
-static uint64_t sum_of(const void *data, int64_t bytes)
+enum { LANES = 8, WORDS = LANES * 8 };
+
+static void sum_begin(uint64_t lane[LANES])
 {
-    enum { LANES = 8 };
-    uint64_t lane[LANES], word[LANES], sum = (uint64_t)bytes;
-    const char *p = data;
     for (int i = 0; i < LANES; i++)
         lane[i] = 0x9e3779b97f4a7c15u * (uint64_t)(i + 1);
-    for (; bytes >= (int64_t)sizeof word; bytes -= (int64_t)sizeof word, p += sizeof word) {
+}
+
+/* A multiple of WORDS bytes. */
+static void sum_add(uint64_t lane[LANES], const char *p, int64_t bytes)
+{
+    uint64_t word[LANES], x[LANES];
+    memcpy(x, lane, sizeof x);
+    for (; bytes >= WORDS; bytes -= WORDS, p += WORDS) {
         memcpy(word, p, sizeof word);
         for (int i = 0; i < LANES; i++) {
-            lane[i] = (lane[i] ^ word[i]) * 0x2545f4914f6cdd1du;
-            lane[i] ^= lane[i] >> 32;
+            x[i] = (x[i] ^ word[i]) * 0x2545f4914f6cdd1du;
+            x[i] ^= x[i] >> 32;
         }
     }
+    memcpy(lane, x, sizeof x);
+}
+
+/* The last bytes, of `total` in all. */
+static uint64_t sum_end(const uint64_t lane[LANES], const char *p, int64_t bytes, int64_t total)
+{
+    uint64_t sum = (uint64_t)total;
     for (int i = 0; i < LANES; i++)
         sum = (sum ^ lane[i]) * 0x2545f4914f6cdd1du;
     for (; bytes > 0; bytes--, p++)
@@ -51,9 +69,18 @@ static uint64_t sum_of(const void *data, int64_t bytes)
     return sum;
 }
 
-static int64_t table_at(const char *key)
+static uint64_t sum_of(const void *data, int64_t bytes)
 {
-    return (int64_t)sizeof(tape_head) + cmoei_round_up((int64_t)strlen(key) + 1, 8);
+    uint64_t lane[LANES];
+    const int64_t whole = bytes / WORDS * WORDS;
+    sum_begin(lane);
+    sum_add(lane, data, whole);
+    return sum_end(lane, (const char *)data + whole, bytes - whole, bytes);
+}
+
+static int64_t table_at(int64_t key_bytes)
+{
+    return (int64_t)sizeof(tape_head) + cmoei_round_up(key_bytes, 8);
 }
 
 /* ---- playing ------------------------------------------------------------------------------------- */
@@ -61,28 +88,35 @@ static int64_t table_at(const char *key)
 static const tape_entry *entry(const cmoei_tape *t, int64_t i)
 {
     const tape_head *h = (const void *)t->map;
-    return (const tape_entry *)(const void *)(t->map + sizeof *h +
-                                              cmoei_round_up(h->key_bytes, 8)) +
-           i;
+    return (const tape_entry *)(const void *)(t->map + table_at(h->key_bytes)) + i;
 }
 
-/* Everything about the mapping but what lies inside of its stretches. */
-static const char *broken(const cmoei_tape *t, const char *key)
+/* Whether key and table are as they were written. */
+static const char *broken_index(const cmoei_tape *t, int64_t *end)
 {
     const tape_head *h = (const void *)t->map;
-    const int64_t key_bytes = (int64_t)strlen(key) + 1;
-    int64_t end;
-    if (t->map_bytes < (int64_t)sizeof *h || memcmp(h->magic, magic, sizeof magic) != 0)
-        return "it is no cache of packed weights";
-    if (h->key_bytes != key_bytes || t->map_bytes < table_at(key) ||
-        memcmp(t->map + sizeof *h, key, (size_t)key_bytes) != 0)
-        return "it belongs to other files, another format or another version";
+    const int64_t head = (int64_t)sizeof *h;
+    if (memcmp(h->magic, magic, sizeof magic) != 0) return "it is no cache of packed weights";
     if (h->file_bytes != t->map_bytes) return "it has another size than when it was written";
-    if (h->count < 0 || !cmoei_mul(h->count, (int64_t)sizeof(tape_entry), &end) ||
-        !cmoei_add(end, table_at(key), &end) || end > t->map_bytes)
+    if (h->key_bytes < 1 || h->key_bytes > t->map_bytes - head || h->count < 0 ||
+        !cmoei_mul(h->count, (int64_t)sizeof(tape_entry), end) ||
+        !cmoei_add(*end, table_at(h->key_bytes), end) || *end > t->map_bytes)
         return "its table does not fit into it";
-    if (sum_of(t->map + sizeof *h, end - (int64_t)sizeof *h) != h->sum)
+    if (sum_of(t->map + head, *end - head) != h->sum)
         return "its table has changed since it was written";
+    return NULL;
+}
+
+static bool is_of(const cmoei_tape *t, const char *key)
+{
+    const tape_head *h = (const void *)t->map;
+    return h->key_bytes == (int64_t)strlen(key) + 1 &&
+           memcmp(t->map + sizeof *h, key, (size_t)h->key_bytes) == 0;
+}
+
+static const char *broken_stretches(const cmoei_tape *t, int64_t end)
+{
+    const tape_head *h = (const void *)t->map;
     for (int64_t i = 0; i < h->count; i++) {
         const tape_entry *e = entry(t, i);
         if (e->bytes <= 0 || e->offset < end || e->offset % PAGE != 0 ||
@@ -94,27 +128,48 @@ static const char *broken(const cmoei_tape *t, const char *key)
 
 typedef struct verification {
     const cmoei_tape *tape;
-    _Atomic bool changed;
+    cmoei_tape_stop stop;
+    void *user;
+    _Atomic bool changed, stopped;
+    _Atomic int64_t done; /* bytes */
 } verification;
+
+/* In steps, so that somebody can be asked in between: a stretch may be gigabytes. */
+static bool same(verification *v, const tape_entry *e, bool asks)
+{
+    enum { STEP = 8 << 20 };
+    const char *p = v->tape->map + e->offset;
+    int64_t left = e->bytes;
+    uint64_t lane[LANES];
+    for (sum_begin(lane); left >= WORDS && !v->stopped;) {
+        const int64_t n = CMOEI_MIN(left, STEP) / WORDS * WORDS;
+        sum_add(lane, p, n);
+        p += n;
+        left -= n;
+        v->done += n;
+        if (asks && v->stop(v->user, v->done, v->tape->map_bytes)) v->stopped = true;
+    }
+    return v->stopped || sum_end(lane, p, left, e->bytes) == e->sum;
+}
 
 static void verify(void *arg, cmoei_team *team, int32_t index, int32_t count)
 {
     verification *v = arg;
-    (void)index, (void)count;
+    (void)count;
     const tape_head *h = (const void *)v->tape->map;
-    for (int64_t i; !v->changed && (i = cmoei_next(team, 1)) < h->count;) {
-        const tape_entry *e = entry(v->tape, i);
-        if (sum_of(v->tape->map + e->offset, e->bytes) != e->sum) v->changed = true;
-    }
+    for (int64_t i; !v->changed && !v->stopped && (i = cmoei_next(team, 1)) < h->count;)
+        if (!same(v, entry(v->tape, i), index == 0)) v->changed = true;
 }
 
 /* Every byte is looked at: a cache that could change results would be worse than none, and the pages
  * are wanted in memory anyway. */
-static const char *changed(const cmoei_tape *t)
+static const char *changed(verification *v)
 {
-    verification v = {.tape = t};
-    cmoei_region(t->ctx, ((const tape_head *)(const void *)t->map)->count, verify, &v);
-    return v.changed ? "its weights have changed since they were written" : NULL;
+    const cmoei_tape *t = v->tape;
+    cmoei_region(t->ctx, ((const tape_head *)(const void *)t->map)->count, verify, v);
+    if (!v->changed && !v->stopped && v->stop(v->user, t->map_bytes, t->map_bytes))
+        v->stopped = true;
+    return v->changed ? "its weights have changed since they were written" : NULL;
 }
 
 static cmoe_status map_file(cmoei_tape *t, const char *path, cmoe_error *err)
@@ -136,15 +191,25 @@ static cmoe_status map_file(cmoei_tape *t, const char *path, cmoe_error *err)
 }
 
 cmoe_status cmoei_tape_open(cmoei_tape *t, cmoe_ctx *ctx, const char *path, const char *key,
-                            cmoe_error *err)
+                            cmoei_tape_stop stop, void *user, cmoe_error *err)
 {
+    int64_t end = 0;
     *t = (cmoei_tape){.ctx = ctx};
     CMOEI_TRY(map_file(t, path, err));
-    madvise((void *)(uintptr_t)t->map, (size_t)t->map_bytes, MADV_WILLNEED);
-    const char *why = broken(t, key);
-    if (!why) why = changed(t);
-    if (!why) return CMOE_OK;
+    verification v = {.tape = t, .stop = stop, .user = user};
+    const char *why = broken_index(t, &end);
+    const bool other = !why && !is_of(t, key);
+    if (!why && !other) why = broken_stretches(t, end);
+    if (!why && !other) {
+        madvise((void *)(uintptr_t)t->map, (size_t)t->map_bytes, MADV_WILLNEED);
+        why = changed(&v);
+    }
+    if (!why && !other && !v.stopped) return CMOE_OK;
     cmoei_tape_close(t);
+    if (other)
+        return cmoei_fail(err, CMOE_ERR_UNSUPPORTED,
+                          "%s: it is of other files or of another version", path);
+    if (!why) return cmoei_fail(err, CMOE_ERR_CANCELLED, "loading was cancelled");
     return cmoei_fail(err, CMOE_ERR_FORMAT, "%s: %s", path, why);
 }
 
@@ -160,6 +225,14 @@ cmoe_status cmoei_tape_take(cmoei_tape *t, int64_t bytes, const void **data, cmo
                           t->next, t->next < h->count ? entry(t, t->next)->bytes : 0, bytes);
     *data = t->map + entry(t, t->next++)->offset;
     return CMOE_OK;
+}
+
+cmoe_status cmoei_tape_end(const cmoei_tape *t, cmoe_error *err)
+{
+    const int64_t count = ((const tape_head *)(const void *)t->map)->count;
+    if (t->next == count) return CMOE_OK;
+    return cmoei_fail(err, CMOE_ERR_FORMAT, "packed weights: %" PRId64 " stretches, want %" PRId64,
+                      count, t->next);
 }
 
 void cmoei_tape_close(cmoei_tape *t)
@@ -205,17 +278,18 @@ cmoe_status cmoei_tape_put(cmoei_tape *t, const void *data, int64_t bytes, bool 
 
 /* ---- writing ------------------------------------------------------------------------------------- */
 
-/* Who may want the writing to end. */
+/* Who may want the writing to end, and how much of it there is. */
 typedef struct halt {
     cmoei_tape_stop stop;
     void *user;
+    int64_t total;
 } halt;
 
 static bool write_all(int fd, const void *data, int64_t bytes, int64_t offset, const halt *h)
 {
     const char *p = data;
     while (bytes > 0) {
-        if (h->stop(h->user)) {
+        if (h->stop(h->user, offset, h->total)) {
             errno = ECANCELED;
             return false;
         }
@@ -229,22 +303,41 @@ static bool write_all(int fd, const void *data, int64_t bytes, int64_t offset, c
     return true;
 }
 
+/* The table of what is recorded. */
+typedef struct summing {
+    const cmoei_tape *tape;
+    char *table;
+} summing;
+
+static void sum_stretches(void *arg, cmoei_team *team, int32_t index, int32_t count)
+{
+    const summing *s = arg;
+    (void)index, (void)count;
+    for (int64_t i; (i = cmoei_next(team, 1)) < s->tape->count;) {
+        const cmoei_stretch *x = &s->tape->list[i];
+        const uint64_t sum = sum_of(x->data, x->bytes);
+        memcpy(s->table + i * (int64_t)sizeof(tape_entry) + offsetof(tape_entry, sum), &sum,
+               sizeof sum);
+    }
+}
+
 /* Head, key and table of what is recorded, `*bytes` of it. */
 static cmoe_status make_index(const cmoei_tape *t, const char *key, char **index, int64_t *bytes,
                               cmoe_error *err)
 {
-    const int64_t table = table_at(key), key_bytes = (int64_t)strlen(key) + 1;
+    const int64_t key_bytes = (int64_t)strlen(key) + 1, table = table_at(key_bytes);
     *bytes = table + t->count * (int64_t)sizeof(tape_entry);
     CMOEI_TRY(cmoei_alloc(t->ctx, *bytes, "index of packed weights", (void **)index, err));
     memset(*index, 0, (size_t)*bytes);
     memcpy(*index + sizeof(tape_head), key, (size_t)key_bytes);
     int64_t offset = cmoei_round_up(*bytes, PAGE);
     for (int64_t i = 0; i < t->count; i++) {
-        const cmoei_stretch *s = &t->list[i];
-        const tape_entry e = {offset, s->bytes, sum_of(s->data, s->bytes)};
+        const tape_entry e = {.offset = offset, .bytes = t->list[i].bytes};
         memcpy(*index + table + i * (int64_t)sizeof e, &e, sizeof e);
-        offset = cmoei_round_up(offset + s->bytes, PAGE);
+        offset = cmoei_round_up(offset + e.bytes, PAGE);
     }
+    summing s = {t, *index + table};
+    cmoei_region(t->ctx, t->count, sum_stretches, &s);
     tape_head head = {.file_bytes = offset, .key_bytes = key_bytes, .count = t->count};
     memcpy(head.magic, magic, sizeof magic);
     head.sum = sum_of(*index + sizeof head, *bytes - (int64_t)sizeof head);
@@ -252,31 +345,75 @@ static cmoe_status make_index(const cmoei_tape *t, const char *key, char **index
     return CMOE_OK;
 }
 
+/* Without waiting for the disk: the first token is worth more than a file that survives a power cut,
+ * and one that did not is noticed by its sums. */
 static bool write_stretches(const cmoei_tape *t, int fd, const char *index, int64_t index_bytes,
-                            const halt *h)
+                            halt *h)
 {
     tape_head head;
     memcpy(&head, index, sizeof head);
+    h->total = head.file_bytes;
     int64_t offset = cmoei_round_up(index_bytes, PAGE);
-    bool ok = ftruncate(fd, (off_t)head.file_bytes) == 0 && write_all(fd, index, index_bytes, 0, h);
+    bool ok = ftruncate(fd, 0) == 0 && ftruncate(fd, (off_t)head.file_bytes) == 0 &&
+              write_all(fd, index, index_bytes, 0, h);
     for (int64_t i = 0; ok && i < t->count; i++) {
         ok = write_all(fd, t->list[i].data, t->list[i].bytes, offset, h);
         offset = cmoei_round_up(offset + t->list[i].bytes, PAGE);
     }
-    return ok && fsync(fd) == 0;
+    return ok;
+}
+
+/* ---- names of files that are being written ------------------------------------------------------- */
+
+static const char ending[] = ".packed", part[] = ".part";
+
+/* "....packed.1234.part" */
+static bool is_part(const char *name)
+{
+    const char *at = strstr(name, ending);
+    if (!at || at[sizeof ending - 1] != '.') return false;
+    at += sizeof ending;
+    const size_t digits = strspn(at, "0123456789");
+    return digits > 0 && strcmp(at + digits, part) == 0;
+}
+
+/* A writer holds a lock on its file, which ends with it, however that ends.  Between making a file and
+ * locking it there is a moment: young files are left alone. */
+static bool is_left(int fd)
+{
+    enum { YOUNG = 60 }; /* seconds */
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && time(NULL) - st.st_mtime > YOUNG &&
+           flock(fd, LOCK_EX | LOCK_NB) == 0;
+}
+
+/* Removes what writers that were killed have left in the folder. */
+static void sweep(const char *folder)
+{
+    DIR *d = opendir(folder);
+    for (const struct dirent *e; d && (e = readdir(d)) != NULL;) {
+        if (!is_part(e->d_name)) continue;
+        const int fd = openat(dirfd(d), e->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+        if (fd < 0) continue;
+        if (is_left(fd)) unlinkat(dirfd(d), e->d_name, 0);
+        close(fd);
+    }
+    if (d) closedir(d);
 }
 
 /* A file without a name, so that nothing stays behind when we are killed; where the file system has
  * none of these, one named `temporary`. */
-static int open_new(const char *path, const char *temporary, bool *nameless)
+static int open_new(const char *folder, const char *temporary, bool *nameless)
 {
-    char folder[PATH_SIZE];
-    snprintf(folder, sizeof folder, "%s", path);
-    char *slash = strrchr(folder, '/');
-    if (slash) *slash = 0;
-    int fd = open(slash ? folder : ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+    int fd = open(folder, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
     *nameless = fd >= 0;
-    if (fd < 0) fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0) fd = open(temporary, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    /* Where there are no locks, nothing is ever swept. */
+    if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+        close(fd); /* another one's, in another container */
+        errno = EBUSY;
+        return -1;
+    }
     return fd;
 }
 
@@ -290,23 +427,25 @@ static bool give_name(int fd, bool nameless, const char *temporary, const char *
     return rename(temporary, path) == 0;
 }
 
-cmoe_status cmoei_tape_write(const cmoei_tape *t, const char *path, const char *key,
-                             cmoei_tape_stop stop, void *user, cmoe_error *err)
+cmoe_status cmoei_tape_write(const cmoei_tape *t, const char *folder, const char *name,
+                             const char *key, cmoei_tape_stop stop, void *user, cmoe_error *err)
 {
-    const halt h = {stop, user};
-    char temporary[PATH_SIZE], *index = NULL;
+    halt h = {.stop = stop, .user = user};
+    char path[PATH_SIZE], temporary[PATH_SIZE], *index = NULL;
     int64_t index_bytes;
     bool nameless;
-    const int length = snprintf(temporary, sizeof temporary, "%s.%ld.part", path, (long)getpid());
-    if (length < 0 || length >= (int)sizeof temporary)
+    const int n = snprintf(path, sizeof path, "%s/%s", folder, name);
+    const int m = snprintf(temporary, sizeof temporary, "%s.%ld%s", path, (long)getpid(), part);
+    if (n < 0 || m < 0 || m >= (int)sizeof temporary)
         return cmoei_fail(err, CMOE_ERR_IO, "%.200s...: the path is too long", path);
     CMOEI_TRY(make_index(t, key, &index, &index_bytes, err));
-    const int fd = open_new(path, temporary, &nameless);
+    sweep(folder);
+    const int fd = open_new(folder, temporary, &nameless);
     const bool ok = fd >= 0 && write_stretches(t, fd, index, index_bytes, &h) &&
                     give_name(fd, nameless, temporary, path);
     const int why = errno;
-    if (fd >= 0) close(fd); /* it has been synchronised: nothing can fail any more */
     if (!ok && fd >= 0) unlink(temporary);
+    if (fd >= 0) close(fd);
     cmoei_free(t->ctx, index, index_bytes);
     if (ok) return CMOE_OK;
     const cmoe_status status = why == ECANCELED ? CMOE_ERR_CANCELLED : CMOE_ERR_IO;

@@ -9,12 +9,15 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "../../unit/files.h"
 #include "../../unit/unit.h"
+#include "models/tape.h"
 #include "run.h"
 
 enum { PATH = 4096, TOKENS = 9, KILLS = 20 };
@@ -50,7 +53,7 @@ static void begin(kept *k, const char *name, int32_t format)
 {
     cmoe_error err = {0};
     run_model m;
-    case_path(k->model, name);
+    if (name) case_path(k->model, name); /* else it has a path already */
     k->format = format;
     snprintf(k->dir, sizeof k->dir, "/tmp/cmoe_packed_XXXXXX");
     assert_non_null(mkdtemp(k->dir));
@@ -246,6 +249,181 @@ static void cancelled(void **state)
     free(k.want);
 }
 
+/* ---- one file for a model and a format ------------------------------------------------------------ */
+
+static void touch(const char *path, int64_t seconds_ago)
+{
+    const time_t at = time(NULL) - (time_t)seconds_ago;
+    const struct timespec both[2] = {{.tv_sec = at}, {.tv_sec = at}};
+    assert_int_equal(utimensat(AT_FDCWD, path, both, 0), 0);
+}
+
+/* Files of the model that have changed take the place of what was kept, silently. */
+static void replaced(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"config.json", "model.safetensors"};
+    kept k = {.format = 0};
+    char path[PATH];
+    files_folder from = {{0}};
+    case_path(path, "mixtral");
+    snprintf(from.path, sizeof from.path, "%.200s", path);
+    const files_folder made = files_open("golden_packed");
+    for (int i = 0; i < 2; i++) {
+        int64_t n;
+        char *data = files_get(&from, names[i], &n);
+        files_put(&made, names[i], data, n);
+        free(data);
+    }
+    snprintf(k.model, sizeof k.model, "%s", made.path);
+    begin(&k, NULL, CMOE_BF16);
+    for (int i = 0; i < 3; i++) {
+        touch(files_in(&made, "model.safetensors"), 100 * (i + 1));
+        load(&k, 0, 0);
+        load(&k, 1, 0);
+        find(&k, path);
+    }
+    snprintf(k.model, sizeof k.model, "./%s/../%s/", made.path, made.path);
+    load(&k, 1, 0); /* the same folder */
+    find(&k, path);
+    end(&k);
+    files_close(&made);
+}
+
+/* What a killed writer left goes; what is being written, what is young, and what is not ours stay. */
+static void left_behind(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        int64_t age;
+        bool locked, stays;
+    } all[] = {{"a-bf16-0.packed.17.part", 1000, false, false},
+               {"b-bf16-0.packed.4242.part", 100000, false, false},
+               {"c-bf16-0.packed.17.part", 1000, true, true},
+               {"d-bf16-0.packed.17.part", 0, false, true},
+               {"film.part", 1000, false, true},
+               {"e.packed.part", 1000, false, true},
+               {"f.packed.17.partly", 1000, false, true}};
+    enum { COUNT = sizeof all / sizeof all[0] };
+    kept k;
+    struct stat st;
+    char path[PATH];
+    int fd[COUNT];
+    begin(&k, "mixtral", CMOE_BF16);
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(path, sizeof path, "%s/%s", k.dir, all[i].name);
+        fd[i] = open(path, O_WRONLY | O_CREAT, 0600);
+        assert_true(fd[i] >= 0);
+        touch(path, all[i].age);
+        if (all[i].locked) assert_int_equal(flock(fd[i], LOCK_EX), 0);
+    }
+    load(&k, 0, 0);
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(path, sizeof path, "%s/%s", k.dir, all[i].name);
+        if ((stat(path, &st) == 0) != all[i].stays) fail_msg("%s", all[i].name);
+        close(fd[i]);
+    }
+    load(&k, 1, 0);
+    end(&k);
+}
+
+/* ---- files that are whole and wrong ---------------------------------------------------------------- */
+
+static bool go_on(void *user, int64_t done, int64_t total)
+{
+    (void)user, (void)done, (void)total;
+    return false;
+}
+
+/* Sums are right and the stretches are not those of the model: made again, and said once. */
+static void other_stretches(void **state)
+{
+    (void)state;
+    kept k;
+    char path[PATH];
+    begin(&k, "qwen2_moe", CMOE_BF16);
+    load(&k, 0, 0);
+    find(&k, path);
+    const char *name = strrchr(path, '/') + 1;
+    unit_env e = unit_open(1);
+    for (int what = 0; what < 3; what++) {
+        int64_t n, head[6], entry[3]; /* the 16 bytes of the magic, bytes, of the key, count, sum */
+        const files_folder kept_at = {{0}};
+        memcpy((void *)(uintptr_t)kept_at.path, k.dir, sizeof k.dir);
+        char *file = files_get(&kept_at, name, &n);
+        memcpy(head, file, sizeof head);
+        const char *table = file + sizeof head + (head[3] + 7) / 8 * 8;
+        cmoei_tape t = {.ctx = e.ctx, .records = true};
+        /* One is missing, one is longer, there is one more. */
+        for (int64_t i = 0; i < head[4] - (what == 0); i++) {
+            memcpy(entry, table + i * (int64_t)sizeof entry, sizeof entry);
+            entry[1] += what == 1 && i == 3 ? 64 : 0;
+            UNIT_OK(cmoei_tape_put(&t, file + entry[0], entry[1], false, &err));
+        }
+        if (what == 2) UNIT_OK(cmoei_tape_put(&t, file, 64, false, &err));
+        UNIT_OK(cmoei_tape_write(&t, k.dir, name, file + sizeof head, go_on, NULL, &err));
+        cmoei_tape_close(&t);
+        free(file);
+        load(&k, 0, 1);
+        load(&k, 1, 0);
+    }
+    unit_close(&e);
+    end(&k);
+}
+
+static int32_t at_once(void *user, int64_t done, int64_t total)
+{
+    (void)done, (void)total;
+    ++*(int *)user;
+    return 1;
+}
+
+static void note(void *user, int32_t level, const char *text)
+{
+    (void)text;
+    *(int *)user += level <= CMOE_LOG_WARN;
+}
+
+/* Cancelled while a kept file is looked through: nothing is packed, and the file is as it was, here
+ * with a fault behind what was looked at. */
+static void cancelled_reading(void **state)
+{
+    (void)state;
+    kept k;
+    char path[PATH];
+    struct stat before, after;
+    int calls = 0, said = 0;
+    begin(&k, "olmoe", CMOE_F32);
+    load(&k, 0, 0);
+    find(&k, path);
+    assert_int_equal(stat(path, &before), 0);
+    poke(path, before.st_size - 4096);
+    cmoe_ctx *ctx = NULL;
+    cmoe_model *m = NULL;
+    cmoe_ctx_options c;
+    cmoe_ctx_options_default(&c, sizeof c);
+    c.threads = 1;
+    c.log = note;
+    c.log_user = &said;
+    UNIT_OK(cmoe_ctx_create(&ctx, &c, &err));
+    cmoe_model_options o;
+    cmoe_model_options_default(&o, sizeof o);
+    o.format = k.format;
+    o.cache_dir = k.dir;
+    o.progress = at_once;
+    o.progress_user = &calls;
+    UNIT_FAILS(cmoe_model_load(&m, ctx, k.model, &o, &err), CMOE_ERR_CANCELLED,
+               "loading was cancelled");
+    assert_int_equal(calls, 1);
+    assert_int_equal(said, 0);
+    assert_int_equal(stat(path, &after), 0);
+    assert_int_equal(before.st_ino, after.st_ino);
+    cmoe_ctx_free(ctx);
+    load(&k, 0, 1);
+    end(&k);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -255,6 +433,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(nowhere),
         cmocka_unit_test(killed),
         cmocka_unit_test(cancelled),
+        cmocka_unit_test(replaced),
+        cmocka_unit_test(left_behind),
+        cmocka_unit_test(other_stretches),
+        cmocka_unit_test(cancelled_reading),
     };
     if (argc != 2) {
         printf("usage: golden_packed FOLDER\n");
