@@ -167,6 +167,27 @@ int64_t cmoei_best(const float *logits, int64_t usable, int64_t never)
     return -1; /* no id, or NaN everywhere */
 }
 
+/* Of equal ones the lower id is better. */
+static bool is_worse(const cmoe_logprob *a, const cmoe_logprob *b)
+{
+    return a->logprob < b->logprob || (!(a->logprob > b->logprob) && a->id > b->id);
+}
+
+/* A heap of n with the worst at its root, but for what stands at `at`: it goes down to where it
+ * belongs. */
+static void sift(cmoe_logprob *heap, int64_t n, int64_t at)
+{
+    const cmoe_logprob x = heap[at];
+    for (int64_t child; (child = 2 * at + 1) < n; at = child) {
+        if (child + 1 < n && is_worse(&heap[child + 1], &heap[child])) child++;
+        if (!is_worse(&heap[child], &x)) break;
+        heap[at] = heap[child];
+    }
+    heap[at] = x;
+}
+
+/* Sorting by insertion would take a step for each pair: seconds when all of a vocabulary is asked
+ * for. */
 void cmoei_top_logprobs(const float *logits, int64_t vocab, int64_t id, int32_t n,
                         cmoe_logprob *out)
 {
@@ -174,19 +195,24 @@ void cmoei_top_logprobs(const float *logits, int64_t vocab, int64_t id, int32_t 
     cmoei_log_sum(logits, vocab, &log_sum);
     out[0] = (cmoe_logprob){(int32_t)id, logits[id] - log_sum};
     cmoe_logprob *best = out + 1;
-    int64_t filled = 0;
-    for (int64_t i = 0; n > 0 && i < vocab; i++) {
-        if (filled == n && !(logits[i] > best[n - 1].logprob)) continue;
-        int64_t at = filled < n ? filled++ : n - 1;
-        /* Later ids go behind equal ones. */
-        for (; at > 0 && logits[i] > best[at - 1].logprob; at--)
-            best[at] = best[at - 1];
-        best[at] = (cmoe_logprob){(int32_t)i, logits[i]};
+    const int64_t kept = CMOEI_MIN(n, vocab);
+    for (int64_t i = 0; i < kept; i++)
+        best[i] = (cmoe_logprob){(int32_t)i, logits[i]};
+    for (int64_t i = kept / 2; i-- > 0;)
+        sift(best, kept, i);
+    for (int64_t i = kept; kept > 0 && i < vocab; i++) {
+        if (!(logits[i] > best[0].logprob)) continue; /* of equal ones the later is worse */
+        best[0] = (cmoe_logprob){(int32_t)i, logits[i]};
+        sift(best, kept, 0);
     }
-    for (int64_t j = 0; j < n; j++) {
-        if (j >= filled)
-            best[j] = (cmoe_logprob){-1, -INFINITY};
-        else
-            best[j].logprob -= log_sum;
+    for (int64_t i = kept; i-- > 1;) { /* the worst goes last */
+        const cmoe_logprob worst = best[0];
+        best[0] = best[i];
+        best[i] = worst;
+        sift(best, i, 0);
     }
+    for (int64_t i = 0; i < kept; i++)
+        best[i].logprob -= log_sum;
+    for (int64_t i = kept; i < n; i++)
+        best[i] = (cmoe_logprob){-1, -INFINITY};
 }

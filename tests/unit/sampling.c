@@ -360,6 +360,31 @@ static void weights(void **state)
     assert_true(w[0] == 0 && w[1] == 0 && w[2] == 0 && w[3] == 0);
 }
 
+/* Equal ones in the order of their ids, however many are asked for; all of a large vocabulary at
+ * once, which n * n steps would not get through. */
+static void top_of_many(void)
+{
+    enum { VOCAB = 300007 };
+    float *x = malloc(VOCAB * sizeof *x);
+    cmoe_logprob *out = malloc((VOCAB + 3) * sizeof *out);
+    assert_true(x && out);
+    for (int64_t i = 0; i < VOCAB; i++)
+        x[i] = (float)(i * 7919 % 1009); /* rising and falling, each value often */
+    static const int32_t counts[] = {1, 2, 3, 1009, 5000, VOCAB, VOCAB + 2};
+    for (int c = 0; c < 7; c++) {
+        cmoei_top_logprobs(x, VOCAB, 3, counts[c], out);
+        for (int64_t i = 1; i < counts[c] && i < VOCAB; i++) {
+            const cmoe_logprob *a = &out[i], *b = &out[i + 1];
+            if (x[a->id] < x[b->id] || (x[a->id] == x[b->id] && a->id >= b->id))
+                fail_msg("%d of %d: %d before %d", (int)i, counts[c], a->id, b->id);
+        }
+        assert_true(x[out[1].id] == 1008);
+    }
+    assert_true(out[VOCAB].id >= 0 && out[VOCAB + 1].id == -1 && out[VOCAB + 2].id == -1);
+    free(x);
+    free(out);
+}
+
 static void best_and_logprobs(void **state)
 {
     (void)state;
@@ -396,6 +421,7 @@ static void best_and_logprobs(void **state)
     assert_true(out[0].id == 0 && out[0].logprob == -INFINITY);
     assert_true(out[1].id == 1 && out[1].logprob == 0 && out[2].id == 0);
     assert_true(out[3].id == -1 && out[3].logprob == -INFINITY);
+    top_of_many();
     cmoei_top_logprobs(two, 2, 1, 0, out);
     assert_true(out[0].id == 1 && out[0].logprob == 0);
     float log_sum = 1;
