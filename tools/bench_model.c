@@ -101,8 +101,10 @@ static int prepare(run *r)
     r->decode = malloc((size_t)o->repeat * sizeof *r->decode);
     if (!r->prompt || !r->prefill || !r->decode)
         return report_fail(EXIT_MEMORY, "bench model", "no memory");
-    return talk_load(&r->talk, o->prompt_tokens + o->new_tokens,
-                     settings_canvas(&r->settings, info), false);
+    status = talk_load(&r->talk, o->prompt_tokens + o->new_tokens,
+                       settings_canvas(&r->settings, info), false);
+    keep_end(&r->talk.keeping, o->common.quiet); /* nothing else shall run */
+    return status;
 }
 
 /* Ids that are no mask. */

@@ -171,7 +171,7 @@ static int prepare(run *r)
     if (status) return status;
     const double start = crew_now();
     const int64_t limit = m.available_bytes > 0 ? m.available_bytes - (n.total - n.weights) : 0;
-    status = model_load(&r->session, &flags, &r->info, limit, o->common.quiet, &r->model);
+    status = model_load(&r->session, &flags, &r->info, limit, false, o->common.quiet, &r->model);
     r->load_seconds = crew_now() - start;
     return status;
 }

@@ -103,7 +103,8 @@ static int prepare(run *r)
     status = model_check_memory(&r->session, &o->model, &r->info, &n, m.available_bytes);
     const int64_t limit = m.available_bytes > 0 ? m.available_bytes - (n.total - n.weights) : 0;
     return status ? status
-                  : model_load(&r->session, &o->model, &r->info, limit, o->common.quiet, &r->model);
+                  : model_load(&r->session, &o->model, &r->info, limit, false, o->common.quiet,
+                               &r->model);
 }
 
 static int pass(run *r)

@@ -1,16 +1,22 @@
 /* SPDX-License-Identifier: MIT
  *
  * keep.c - the folder in which packed weights are kept: the user's cache directory, or one that was
- * named.
+ * named; and a thread that writes them there while the first tokens are made.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include "keep.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 
 #include "report.h"
 
@@ -69,4 +75,48 @@ int keep_folder(const char *word, int64_t bytes, char room[KEEP_PATH], const cha
         return report_fail(EXIT_ERROR, "--cache-dir", "\"%s\": %s", word, strerror(errno));
     *path = room;
     return 0;
+}
+
+/* ---- writing --------------------------------------------------------------------------------- */
+
+static int32_t on_progress(void *user, int64_t done, int64_t total)
+{
+    keep_job *job = user;
+    job->percent = total > 0 ? (int)(100.0 * (double)done / (double)total) : 100;
+    return job->stop;
+}
+
+static void *write_weights(void *user)
+{
+    keep_job *job = user;
+    setpriority(PRIO_PROCESS, 0, 19); /* on Linux of this thread alone: tokens come first */
+    job->status = cmoe_model_keep(job->model, on_progress, job, &job->err);
+    job->over = true;
+    return NULL;
+}
+
+void keep_begin(keep_job *job, cmoe_model *model)
+{
+    sigset_t all, usual;
+    *job = (keep_job){.model = model, .err = {.size = sizeof job->err}};
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &usual); /* signals are for who waits for keys */
+    if (pthread_create(&job->thread, NULL, write_weights, job) != 0) job->model = NULL;
+    pthread_sigmask(SIG_SETMASK, &usual, NULL);
+}
+
+void keep_end(keep_job *job, bool quiet)
+{
+    const struct timespec some = {.tv_nsec = 20000000};
+    if (!job->model) return;
+    while (!job->over) {
+        if (report_cancelled()) job->stop = true;
+        report_progress(quiet, "keeping packed weights, %d%% (Ctrl-C: do not)", job->percent);
+        nanosleep(&some, NULL);
+    }
+    pthread_join(job->thread, NULL);
+    report_progress(quiet, "%s", "");
+    job->model = NULL;
+    if (job->status != CMOE_OK && job->status != CMOE_ERR_CANCELLED)
+        fprintf(stderr, "cmoe: note: packed weights are not kept: %s\n", job->err.text);
 }

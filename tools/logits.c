@@ -154,7 +154,7 @@ static int prepare(run *r)
     model_flags flags = o->model;
     if (flags.context == 0) flags.context = o->ids.n;
     const double start = crew_now();
-    status = model_load(&r->session, &flags, &r->info, limit, o->common.quiet, &r->model);
+    status = model_load(&r->session, &flags, &r->info, limit, false, o->common.quiet, &r->model);
     r->load_seconds = crew_now() - start;
     return status;
 }

@@ -282,7 +282,8 @@ static int32_t on_progress(void *user, int64_t done, int64_t total)
 }
 
 int model_load(const tool_session *session, const model_flags *flags,
-               const cmoe_model_info *planned, int64_t limit, bool quiet, cmoe_model **out)
+               const cmoe_model_info *planned, int64_t limit, bool later, bool quiet,
+               cmoe_model **out)
 {
     cmoe_error err = {.size = sizeof err};
     loading l = {.path = flags->path, .quiet = quiet, .start = crew_now()};
@@ -293,6 +294,7 @@ int model_load(const tool_session *session, const model_flags *flags,
         keep_folder(flags->cache_dir, planned->bytes.total, room, &o.cache_dir, &read_only);
     if (bad) return bad;
     o.cache_read_only = read_only;
+    o.cache_later = later;
     o.memory_limit = limit;
     o.progress = on_progress;
     o.progress_user = &l;

@@ -90,9 +90,6 @@ bool model_can_be(const tool_session *session, const model_flags *flags, int32_t
 /* The model without its weights, to be asked about its layers, as flags->dtype says. */
 int model_outline(const tool_session *session, const model_flags *flags, cmoe_model **out);
 
-/* The model without its weights, to be asked about its layers, as flags->dtype says. */
-int model_outline(const tool_session *session, const model_flags *flags, cmoe_model **out);
-
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 /* Bytes that a run takes, by what they are for. */
@@ -110,9 +107,11 @@ int model_check_memory(const tool_session *session, const model_flags *flags,
 
 /* ---- load ------------------------------------------------------------------------------------ */
 
-/* Weights may take `limit` bytes.  0, or the exit status after an error line. */
+/* Weights may take `limit` bytes; with `later` the caller keeps what was packed.  0, or the exit status
+ * after an error line. */
 int model_load(const tool_session *session, const model_flags *flags,
-               const cmoe_model_info *planned, int64_t limit, bool quiet, cmoe_model **out);
+               const cmoe_model_info *planned, int64_t limit, bool later, bool quiet,
+               cmoe_model **out);
 
 json_t *model_bytes_json(const cmoe_model_bytes *b);
 json_t *model_ranks_json(const cmoe_model_info *info);

@@ -53,13 +53,16 @@ int talk_load(talk *t, int64_t positions, int64_t block, bool reuse)
     if (status) return status;
     const int64_t limit = m.available_bytes > 0 ? m.available_bytes - (n.total - n.weights) : 0;
     const double start = crew_now();
-    status = model_load(&t->session, t->flags, &t->info, limit, t->common->quiet, &t->model);
+    status = model_load(&t->session, t->flags, &t->info, limit, true, t->common->quiet, &t->model);
     t->load_seconds = crew_now() - start;
-    return status ? status : create_engine(t, &o);
+    if (status == 0) status = create_engine(t, &o);
+    if (status == 0) keep_begin(&t->keeping, t->model);
+    return status;
 }
 
 void talk_close(talk *t)
 {
+    if (t->common) keep_end(&t->keeping, t->common->quiet);
     cmoe_engine_free(t->engine);
     cmoe_model_free(t->model);
     cmoe_tokenizer_free(t->tokenizer);
@@ -173,6 +176,18 @@ static void show_prompt(const talk *t, const cmoe_request *r, int64_t before)
                         (long long)r->prompt_count);
 }
 
+/* Nobody listens any more: the engine is not left with a request that the next one waits for. */
+static void drop(const talk *t, int64_t id)
+{
+    int32_t busy = 1;
+    cmoe_event e = {.size = sizeof e};
+    cmoe_engine_cancel(t->engine, id);
+    while (busy && cmoe_engine_step(t->engine, &busy, NULL) == CMOE_OK)
+        ;
+    while (cmoe_engine_poll(t->engine, &e))
+        ;
+}
+
 int talk_ask(talk *t, const cmoe_request *r, const talk_listener *l, routing *captured,
              talk_answer *a)
 {
@@ -190,6 +205,7 @@ int talk_ask(talk *t, const cmoe_request *r, const talk_listener *l, routing *ca
         if (a->prompt_seconds == 0) show_prompt(t, r, before.tokens);
         status = hear(t, l, start, captured, a);
         if (stepped != CMOE_OK) status = model_fail(stepped, t->flags->path, &err);
+        if (status && a->finish == CMOE_FINISH_NONE) drop(t, id);
     }
     a->generate_seconds = crew_now() - start - a->prompt_seconds;
     /* What went wrong with this request alone has been said as a note. */

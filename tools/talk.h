@@ -6,6 +6,7 @@
 #define TOOLS_TALK_H
 
 #include "cmoe/engine.h"
+#include "keep.h"
 #include "model.h"
 #include "routing.h"
 
@@ -17,6 +18,7 @@ typedef struct talk {
     cmoe_tokenizer *tokenizer; /* may be NULL: ids and no text */
     cmoe_model *model;
     cmoe_engine *engine;
+    keep_job keeping; /* packed weights are written beside the first tokens */
     double load_seconds;
 } talk;
 

@@ -41,11 +41,12 @@ typedef struct cmoe_model_options {
     int32_t keep_page_cache; /* 1: read files stay in the page cache; 0 (default): they go */
     int32_t describe_only;   /* 1: every check, no weights: to be described, not to be run */
     /* A folder in which packed weights are kept, to be mapped by the next load of the same files in the
-     * same format; NULL (default): they are packed every time.  A file there that does not fit is
-     * written anew; that this happened, or that nothing could be written, is said to the log. */
+     * same format; NULL (default): they are packed every time.  There is one file for each `path` and
+     * format: what is made of files that have changed takes its place.  One that is broken is said to
+     * the log and made anew; so is that nothing could be written. */
     const char *cache_dir;
     int32_t cache_read_only; /* 1: nothing is written there */
-    int32_t reserved;
+    int32_t cache_later;     /* 1: nothing is written there before cmoe_model_keep */
     /* Called now and then, by one thread at a time; another value than 0 gives CMOE_ERR_CANCELLED. */
     int32_t (*progress)(void *user, int64_t done_bytes, int64_t total_bytes);
     void *progress_user;
@@ -61,6 +62,14 @@ typedef struct cmoe_model cmoe_model;
 CMOE_API cmoe_status cmoe_model_load(cmoe_model **out, cmoe_ctx *ctx, const char *path,
                                      const cmoe_model_options *o, cmoe_error *err);
 CMOE_API void cmoe_model_free(cmoe_model *m);
+
+/* Of a model loaded with cache_later: writes what was packed into its cache_dir, once; nothing when it
+ * was found there.  May run beside forwards of other threads, so that nobody waits for the disk.
+ * `progress` is as in the options, or NULL; when it stops the writing, nothing is left. */
+CMOE_API cmoe_status cmoe_model_keep(cmoe_model *m,
+                                     int32_t (*progress)(void *user, int64_t done_bytes,
+                                                         int64_t total_bytes),
+                                     void *progress_user, cmoe_error *err);
 
 /* Bytes, by what they are for. */
 typedef struct cmoe_model_bytes {

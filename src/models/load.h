@@ -6,6 +6,7 @@
  *   load_pack.c   matrices: allocated and packed, or found on a tape
  *   load_files.c  reading ahead in the files, and dropping what was read
  *   tape.c        packed weights that another load has kept on disk
+ *   keep.c        where, and under which name
  */
 #ifndef CMOE_MODELS_LOAD_H
 #define CMOE_MODELS_LOAD_H

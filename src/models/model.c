@@ -9,9 +9,9 @@
 
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "keep.h"
 #include "load.h"
 #include "text.h"
 #include "weights/checkpoint.h"
@@ -80,6 +80,7 @@ static cmoe_status check_options(const cmoe_model_options *o, cmoe_error *err)
                           o->tensor_rank, o->tensor_ranks);
     CMOEI_TRY(cmoei_check_flag(o->describe_only, "describe_only", err));
     CMOEI_TRY(cmoei_check_flag(o->cache_read_only, "cache_read_only", err));
+    CMOEI_TRY(cmoei_check_flag(o->cache_later, "cache_later", err));
     return cmoei_check_flag(o->keep_page_cache, "keep_page_cache", err);
 }
 
@@ -219,87 +220,17 @@ static void empty(cmoe_model *m)
 
 /* ---- load -------------------------------------------------------------------------------------------- */
 
-enum { FORM_SIZE = 384, KEY_SIZE = 768, PATH_SIZE = 4096, NAME_SIZE = 256 };
-
-/* What is made of a model, however the model changes. */
-static void make_form(const opened *x, char form[FORM_SIZE])
-{
-    const cmoei_share *s = &x->share;
-    char layout[64], head[64];
-    cmoei_matrix_layout(x->ctx, x->format, layout, sizeof layout);
-    cmoei_matrix_layout(x->ctx, cmoei_head_format(x->format), head, sizeof head);
-    snprintf(form, FORM_SIZE, "%s %s; head %s; experts %" PRId64 "+%" PRId64 "; tensor %d/%d",
-             cmoe_dtype_name(x->format), layout, head, s->experts.first, s->experts.count, s->rank,
-             s->ranks);
-}
-
-/* All that packed weights depend on. */
-static void make_key(const cmoe_model *m, const opened *x, char key[KEY_SIZE])
-{
-    char form[FORM_SIZE];
-    make_form(x, form);
-    snprintf(key, KEY_SIZE, "cmoe %s; files %016" PRIx64 "; config %016" PRIx64 "; %s; %s",
-             cmoe_version(), cmoei_checkpoint_identity(x->c), m->d.sum, m->d.arch->type, form);
-}
-
-/* The file's name: one for a model's folder and a form, so that other files in that folder, another
- * config.json or another version take the place of what was kept before. */
-static void make_name(const cmoe_model *m, const opened *x, char name[NAME_SIZE])
-{
-    char form[FORM_SIZE], whole[PATH_SIZE];
-    const char *real = realpath(x->path, whole);
-    if (!real) real = x->path;
-    make_form(x, form);
-    const uint64_t sum = cmoei_text_sum(real, (int64_t)strlen(real)) ^
-                         31 * cmoei_text_sum(form, (int64_t)strlen(form));
-    snprintf(name, NAME_SIZE, "%.64s-%s-%016" PRIx64 ".packed", m->d.arch->type,
-             cmoe_dtype_name(x->format), sum);
-}
-
-static void say(const cmoe_ctx *ctx, const char *what, const cmoe_error *err)
-{
-    char text[640];
-    snprintf(text, sizeof text, "%s: %s", what, err->text);
-    if (ctx->log) ctx->log(ctx->log_user, CMOE_LOG_WARN, text);
-}
-
-static bool ask(const opened *x, int64_t done)
-{
-    const cmoe_model_bytes *b = &x->info.bytes;
-    const int64_t all = b->total - b->router - b->embedding - b->small; /* as when it is packed */
-    return x->o.progress && x->o.progress(x->o.progress_user, CMOEI_MIN(done, all), all) != 0;
-}
-
-static bool ask_reader(void *user, int64_t done, int64_t total)
-{
-    (void)total;
-    return ask(user, done);
-}
-
-/* Writing what was packed may take longer than packing it: the caller hears of it and may say no. */
-static bool ask_writer(void *user, int64_t done, int64_t total)
-{
-    (void)done, (void)total;
-    return ask(user, INT64_MAX);
-}
-
 /* What another load has kept; nothing, and m as it was, when that is of no use. */
-static cmoe_status play(cmoe_model *m, opened *x, const char *name, const char *key,
-                        cmoe_error *err)
+static cmoe_status play(cmoe_model *m, opened *x, cmoe_error *err)
 {
-    char path[PATH_SIZE];
     cmoe_error why = {.size = sizeof why};
-    const int n = snprintf(path, sizeof path, "%s/%s", x->o.cache_dir, name);
-    if (n < 0 || n >= (int)sizeof path)
-        return cmoei_fail(err, CMOE_ERR_RANGE, "cache_dir = \"%.200s...\", want a shorter path",
-                          x->o.cache_dir);
-    cmoe_status status = cmoei_tape_open(&m->tape, x->ctx, path, key, ask_reader, x, &why);
+    cmoe_status status = cmoei_keep_play(m, &x->o, &why);
     if (status == CMOE_OK) status = cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, &why);
     if (status == CMOE_OK) status = cmoei_tape_end(&m->tape, &why);
     m->info.cached = status == CMOE_OK;
     if (status == CMOE_OK) return status;
     empty(m);
-    if (status == CMOE_ERR_FORMAT) say(x->ctx, "packed weights are made again", &why);
+    if (status == CMOE_ERR_FORMAT) cmoei_keep_say(m, "packed weights are made again", &why);
     if (status == CMOE_ERR_FORMAT || status == CMOE_ERR_UNSUPPORTED || status == CMOE_ERR_IO)
         return CMOE_OK;
     return cmoei_fail(err, status, "%s", why.text);
@@ -309,22 +240,17 @@ static cmoe_status play(cmoe_model *m, opened *x, const char *name, const char *
  * folder. */
 static cmoe_status fill(cmoe_model *m, opened *x, cmoe_error *err)
 {
-    char key[KEY_SIZE], name[NAME_SIZE];
     cmoe_error why = {.size = sizeof why};
     m->tape.ctx = x->ctx;
     if (!x->o.cache_dir) return cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, err);
-    make_key(m, x, key);
-    make_name(m, x, name);
-    CMOEI_TRY(play(m, x, name, key, err));
-    if (m->info.cached) return CMOE_OK;
-    m->tape.records = !x->o.cache_read_only;
-    CMOEI_TRY(cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, err));
-    if (!m->tape.records) return CMOE_OK;
-    const cmoe_status kept =
-        cmoei_tape_write(&m->tape, x->o.cache_dir, name, key, ask_writer, x, &why);
+    CMOEI_TRY(cmoei_keep_open(m, &x->o, x->c, x->path, err));
+    CMOEI_TRY(play(m, x, err));
+    m->tape.records = !m->info.cached && !x->o.cache_read_only;
+    if (!m->info.cached) CMOEI_TRY(cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, err));
+    if (m->tape.records && x->o.cache_later) return CMOE_OK;
+    const cmoe_status kept = cmoe_model_keep(m, x->o.progress, x->o.progress_user, &why);
     if (kept == CMOE_ERR_CANCELLED) return cmoei_fail(err, kept, "loading was cancelled");
-    if (kept != CMOE_OK) say(x->ctx, "packed weights are not kept", &why);
-    cmoei_tape_close(&m->tape);
+    if (kept != CMOE_OK) cmoei_keep_say(m, "packed weights are not kept", &why);
     return CMOE_OK;
 }
 
@@ -364,6 +290,7 @@ void cmoe_model_free(cmoe_model *m)
 {
     if (!m) return;
     empty(m);
+    cmoei_keep_close(m);
     if (m->layer) cmoei_free(m->ctx, m->layer, m->d.layers * (int64_t)sizeof *m->layer);
     cmoei_decoder_close(&m->d, m->ctx);
     cmoei_free(m->ctx, m, (int64_t)sizeof *m);

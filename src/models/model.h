@@ -56,6 +56,8 @@ typedef struct cmoei_model_layer {
     cmoei_values router[CMOEI_ROUTER_PARTS]; /* of shares, whole as it is needed everywhere */
 } cmoei_model_layer;
 
+typedef struct cmoei_keep cmoei_keep; /* keep.c */
+
 struct cmoe_model {
     cmoe_ctx *ctx;
     cmoei_decoder d;
@@ -72,7 +74,8 @@ struct cmoe_model {
     float *frequencies; /* [rope.dim / 2] */
     float amplitude;
     cmoe_model_info info;
-    cmoei_tape tape; /* whose mapping holds the weights, if it plays */
+    cmoei_tape tape;  /* whose mapping holds the weights, if it plays */
+    cmoei_keep *keep; /* where it is kept; NULL: nowhere */
 };
 
 struct cmoe_cache {

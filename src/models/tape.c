@@ -285,15 +285,11 @@ typedef struct halt {
     int64_t total;
 } halt;
 
-static bool write_all(int fd, const void *data, int64_t bytes, int64_t offset, const halt *h)
+static bool write_all(int fd, const void *data, int64_t bytes, int64_t offset)
 {
     const char *p = data;
     while (bytes > 0) {
-        if (h->stop(h->user, offset, h->total)) {
-            errno = ECANCELED;
-            return false;
-        }
-        const ssize_t n = pwrite(fd, p, (size_t)CMOEI_MIN(bytes, 16 << 20), (off_t)offset);
+        const ssize_t n = pwrite(fd, p, (size_t)bytes, (off_t)offset);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return false;
         p += n;
@@ -303,25 +299,28 @@ static bool write_all(int fd, const void *data, int64_t bytes, int64_t offset, c
     return true;
 }
 
-/* The table of what is recorded. */
-typedef struct summing {
-    const cmoei_tape *tape;
-    char *table;
-} summing;
-
-static void sum_stretches(void *arg, cmoei_team *team, int32_t index, int32_t count)
+/* Summed a little at a time, while it is in the processor's cache anyway. */
+static bool write_stretch(int fd, const cmoei_stretch *s, int64_t offset, const halt *h,
+                          uint64_t *sum)
 {
-    const summing *s = arg;
-    (void)index, (void)count;
-    for (int64_t i; (i = cmoei_next(team, 1)) < s->tape->count;) {
-        const cmoei_stretch *x = &s->tape->list[i];
-        const uint64_t sum = sum_of(x->data, x->bytes);
-        memcpy(s->table + i * (int64_t)sizeof(tape_entry) + offsetof(tape_entry, sum), &sum,
-               sizeof sum);
+    const char *p = s->data;
+    uint64_t lane[LANES];
+    sum_begin(lane);
+    for (int64_t done = 0, n; done < s->bytes; done += n) {
+        n = CMOEI_MIN(s->bytes - done, 1 << 20);
+        const int64_t whole = n / WORDS * WORDS; /* all of it but for the last ones */
+        sum_add(lane, p + done, whole);
+        if (done + n == s->bytes) *sum = sum_end(lane, p + done + whole, n - whole, s->bytes);
+        if (h->stop(h->user, offset + done, h->total)) {
+            errno = ECANCELED;
+            return false;
+        }
+        if (!write_all(fd, p + done, n, offset + done)) return false;
     }
+    return true;
 }
 
-/* Head, key and table of what is recorded, `*bytes` of it. */
+/* Head, key and table of what is recorded, `*bytes` of it, without sums. */
 static cmoe_status make_index(const cmoei_tape *t, const char *key, char **index, int64_t *bytes,
                               cmoe_error *err)
 {
@@ -336,31 +335,29 @@ static cmoe_status make_index(const cmoei_tape *t, const char *key, char **index
         memcpy(*index + table + i * (int64_t)sizeof e, &e, sizeof e);
         offset = cmoei_round_up(offset + e.bytes, PAGE);
     }
-    summing s = {t, *index + table};
-    cmoei_region(t->ctx, t->count, sum_stretches, &s);
     tape_head head = {.file_bytes = offset, .key_bytes = key_bytes, .count = t->count};
     memcpy(head.magic, magic, sizeof magic);
-    head.sum = sum_of(*index + sizeof head, *bytes - (int64_t)sizeof head);
     memcpy(*index, &head, sizeof head);
     return CMOE_OK;
 }
 
-/* Without waiting for the disk: the first token is worth more than a file that survives a power cut,
- * and one that did not is noticed by its sums. */
-static bool write_stretches(const cmoei_tape *t, int fd, const char *index, int64_t index_bytes,
-                            halt *h)
+/* Without waiting for the disk: a file that a power cut has spoiled is noticed by its sums. */
+static bool write_tape(const cmoei_tape *t, int fd, char *index, int64_t index_bytes, halt *h)
 {
     tape_head head;
     memcpy(&head, index, sizeof head);
     h->total = head.file_bytes;
-    int64_t offset = cmoei_round_up(index_bytes, PAGE);
-    bool ok = ftruncate(fd, 0) == 0 && ftruncate(fd, (off_t)head.file_bytes) == 0 &&
-              write_all(fd, index, index_bytes, 0, h);
-    for (int64_t i = 0; ok && i < t->count; i++) {
-        ok = write_all(fd, t->list[i].data, t->list[i].bytes, offset, h);
-        offset = cmoei_round_up(offset + t->list[i].bytes, PAGE);
+    char *table = index + table_at(head.key_bytes);
+    bool ok = ftruncate(fd, 0) == 0 && ftruncate(fd, (off_t)head.file_bytes) == 0;
+    for (int64_t i = 0; ok && i < t->count; i++, table += sizeof(tape_entry)) {
+        tape_entry e;
+        memcpy(&e, table, sizeof e);
+        ok = write_stretch(fd, &t->list[i], e.offset, h, &e.sum);
+        memcpy(table, &e, sizeof e);
     }
-    return ok;
+    head.sum = sum_of(index + sizeof head, index_bytes - (int64_t)sizeof head);
+    memcpy(index, &head, sizeof head);
+    return ok && write_all(fd, index, index_bytes, 0);
 }
 
 /* ---- names of files that are being written ------------------------------------------------------- */
@@ -441,7 +438,7 @@ cmoe_status cmoei_tape_write(const cmoei_tape *t, const char *folder, const char
     CMOEI_TRY(make_index(t, key, &index, &index_bytes, err));
     sweep(folder);
     const int fd = open_new(folder, temporary, &nameless);
-    const bool ok = fd >= 0 && write_stretches(t, fd, index, index_bytes, &h) &&
+    const bool ok = fd >= 0 && write_tape(t, fd, index, index_bytes, &h) &&
                     give_name(fd, nameless, temporary, path);
     const int why = errno;
     if (!ok && fd >= 0) unlink(temporary);

@@ -424,6 +424,55 @@ static void cancelled_reading(void **state)
     end(&k);
 }
 
+/* ---- written later --------------------------------------------------------------------------------- */
+
+static int32_t never(void *user, int64_t done, int64_t total)
+{
+    int64_t *last = user;
+    assert_true(done >= *last && done <= total);
+    *last = done;
+    return 0;
+}
+
+/* Nothing before cmoe_model_keep, and nothing when that is stopped. */
+static void later(void **state)
+{
+    (void)state;
+    kept k;
+    begin(&k, "glm4_moe", CMOE_BF16);
+    for (int stopped = 1; stopped >= 0; stopped--) {
+        run_model m = {.info = {.size = sizeof m.info}};
+        int calls = 0;
+        int64_t last = 0, bytes;
+        cmoe_model_options o;
+        cmoe_model_options_default(&o, sizeof o);
+        o.format = k.format;
+        o.cache_dir = k.dir;
+        o.cache_later = 1;
+        UNIT_OK(cmoe_ctx_create(&m.ctx, NULL, &err));
+        UNIT_OK(cmoe_stream_create(&m.stream, m.ctx, &err));
+        UNIT_OK(cmoe_model_load(&m.model, m.ctx, k.model, &o, &err));
+        UNIT_OK(cmoe_model_describe(m.model, &m.info, &err));
+        assert_int_equal(rmdir(k.dir), 0); /* it is empty */
+        assert_int_equal(mkdir(k.dir, 0700), 0);
+        if (stopped) {
+            UNIT_FAILS(cmoe_model_keep(m.model, at_once, &calls, &err), CMOE_ERR_CANCELLED, "");
+            assert_int_equal(calls, 1);
+            assert_int_equal(rmdir(k.dir), 0);
+            assert_int_equal(mkdir(k.dir, 0700), 0);
+        } else {
+            UNIT_OK(cmoe_model_keep(m.model, never, &last, &err));
+            UNIT_OK(cmoe_model_keep(m.model, NULL, NULL, &err)); /* once */
+        }
+        float *got = logits_of(&m, &bytes);
+        assert_memory_equal(got, k.want, (size_t)bytes);
+        free(got);
+    }
+    load(&k, 1, 0);
+    end(&k);
+    UNIT_FAILS(cmoe_model_keep(NULL, NULL, NULL, &err), CMOE_ERR_ARG, "model_keep: model is NULL");
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -437,6 +486,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(left_behind),
         cmocka_unit_test(other_stretches),
         cmocka_unit_test(cancelled_reading),
+        cmocka_unit_test(later),
     };
     if (argc != 2) {
         printf("usage: golden_packed FOLDER\n");
