@@ -41,6 +41,8 @@ typedef struct cmoe_kv {
     int64_t page_stride; /* bytes from page to page, a multiple of 64; 0: cmoe_kv_page_bytes */
 } cmoe_kv;
 
+CMOE_API void cmoe_kv_default(cmoe_kv *kv, size_t size);
+
 CMOE_API cmoe_status cmoe_kv_page_bytes(const cmoe_kv *kv, int64_t *bytes, cmoe_error *err);
 
 /* Which tokens belong to which sequence, and where the sequences lie in the cache.  Plain data. */
@@ -54,6 +56,8 @@ typedef struct cmoe_batch {
                              p * CMOE_KV_PAGE on; entries behind the last token are not read */
     int64_t page_columns;
 } cmoe_batch;
+
+CMOE_API void cmoe_batch_default(cmoe_batch *batch, size_t size);
 
 /* k [T, heads * key_dim], v [T, heads * value_dim] of any float type and stride -> the cache.  Pages
  * that are written must not be shared by two sequences of the batch. */

@@ -55,6 +55,8 @@ typedef struct cmoe_received {
     cmoe_groups groups; /* over the experts of this rank */
 } cmoe_received;
 
+CMOE_API void cmoe_received_default(cmoe_received *r, size_t size);
+
 CMOE_API cmoe_status cmoe_dispatch_bytes(const cmoe_dispatch *d, int64_t tokens, int64_t topk,
                                          int64_t *host, int64_t *device, cmoe_error *err);
 

@@ -179,6 +179,8 @@ typedef struct cmoe_event {
     int64_t prompt_tokens, cached_tokens, new_tokens, forwards;
 } cmoe_event;
 
+CMOE_API void cmoe_event_default(cmoe_event *event, size_t size);
+
 /* The next event, in the order in which they happened; 0 when there is none. */
 CMOE_API int32_t cmoe_engine_poll(cmoe_engine *e, cmoe_event *event);
 
@@ -195,6 +197,8 @@ typedef struct cmoe_engine_info {
     int64_t forwards, tokens; /* so far */
     int64_t prompt_tokens, cached_tokens;
 } cmoe_engine_info;
+
+CMOE_API void cmoe_engine_info_default(cmoe_engine_info *info, size_t size);
 
 CMOE_API cmoe_status cmoe_engine_describe(const cmoe_engine *e, cmoe_engine_info *info,
                                           cmoe_error *err);

@@ -64,6 +64,8 @@ typedef struct cmoe_experts_info {
     const char *variant;         /* name of the kernel: "avx512_vnni" */
 } cmoe_experts_info;
 
+CMOE_API void cmoe_experts_info_default(cmoe_experts_info *info, size_t size);
+
 CMOE_API cmoe_status cmoe_experts_describe(const cmoe_experts *x, cmoe_experts_info *info,
                                            cmoe_error *err);
 

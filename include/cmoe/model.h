@@ -103,6 +103,8 @@ typedef struct cmoe_model_info {
     cmoe_model_bytes bytes; /* last: it may come to know more kinds */
 } cmoe_model_info;
 
+CMOE_API void cmoe_model_info_default(cmoe_model_info *info, size_t size);
+
 CMOE_API cmoe_status cmoe_model_describe(const cmoe_model *m, cmoe_model_info *info,
                                          cmoe_error *err);
 /* The same from the headers of the files alone: a load with describe_only, described. */
@@ -116,6 +118,8 @@ typedef struct cmoe_model_layer {
     int64_t window;    /* 0: none */
     const char *mixer; /* "attention" */
 } cmoe_model_layer;
+
+CMOE_API void cmoe_model_layer_default(cmoe_model_layer *layer, size_t size);
 
 CMOE_API cmoe_status cmoe_model_layer_describe(const cmoe_model *m, int64_t layer,
                                                cmoe_model_layer *out, cmoe_error *err);

@@ -173,6 +173,8 @@ typedef struct cmoe_gdn_pack_out {
     cmoe_view_mut b, a; /* [B, Hv] */
 } cmoe_gdn_pack_out;
 
+CMOE_API void cmoe_gdn_pack_out_default(cmoe_gdn_pack_out *out, size_t size);
+
 /* Splits qkvz [B, C + Hv*Dv] and ba [B, 2*Hv]; then the causal convolution over q | k | v with one
  * channel a weight row:
  *

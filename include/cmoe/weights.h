@@ -32,6 +32,8 @@ typedef struct cmoe_tensor {
     const void *data; /* in the mapping, at any address */
 } cmoe_tensor;
 
+CMOE_API void cmoe_tensor_default(cmoe_tensor *tensor, size_t size);
+
 /* `path`: a directory or a .safetensors file.  CMOE_ERR_IO: it cannot be opened; CMOE_ERR_FORMAT: it
  * is not what it should be. */
 CMOE_API cmoe_status cmoe_checkpoint_open(cmoe_checkpoint **out, cmoe_ctx *ctx, const char *path,

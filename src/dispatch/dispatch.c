@@ -121,6 +121,12 @@ cmoe_status cmoe_dispatch_steps(const cmoe_dispatch *d, int64_t mine, int64_t *s
     return CMOE_OK;
 }
 
+void cmoe_received_default(cmoe_received *r, size_t size)
+{
+    const cmoe_received d = {.size = sizeof d};
+    cmoei_options_write(r, size, &d, sizeof d);
+}
+
 cmoe_status cmoe_dispatch_bytes(const cmoe_dispatch *d, int64_t tokens, int64_t topk, int64_t *host,
                                 int64_t *device, cmoe_error *err)
 {

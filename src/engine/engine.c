@@ -187,6 +187,12 @@ void cmoe_engine_free(cmoe_engine *e)
     cmoei_free(e->ctx, e, e->bytes);
 }
 
+void cmoe_engine_info_default(cmoe_engine_info *info, size_t size)
+{
+    const cmoe_engine_info d = {.size = sizeof d};
+    cmoei_options_write(info, size, &d, sizeof d);
+}
+
 cmoe_status cmoe_engine_describe(const cmoe_engine *e, cmoe_engine_info *info, cmoe_error *err)
 {
     if (!e || !info || info->size < sizeof(size_t))

@@ -118,6 +118,12 @@ static void give_finish(cmoei_job *j, cmoe_event *v)
     give_text(j, j->text.end, v);
 }
 
+void cmoe_event_default(cmoe_event *event, size_t size)
+{
+    const cmoe_event d = {.size = sizeof d};
+    cmoei_options_write(event, size, &d, sizeof d);
+}
+
 int32_t cmoe_engine_poll(cmoe_engine *e, cmoe_event *event)
 {
     if (!e || !event) return 0;

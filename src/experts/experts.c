@@ -198,6 +198,12 @@ void cmoe_experts_free(cmoe_experts *x)
     cmoei_free(x->ctx, x, (int64_t)sizeof *x);
 }
 
+void cmoe_experts_info_default(cmoe_experts_info *info, size_t size)
+{
+    const cmoe_experts_info d = {.size = sizeof d};
+    cmoei_options_write(info, size, &d, sizeof d);
+}
+
 cmoe_status cmoe_experts_describe(const cmoe_experts *x, cmoe_experts_info *info, cmoe_error *err)
 {
     if (!x || !info || info->size < sizeof(size_t))

@@ -298,6 +298,18 @@ void cmoe_model_free(cmoe_model *m)
 
 /* ---- describe ----------------------------------------------------------------------------------------- */
 
+void cmoe_model_info_default(cmoe_model_info *info, size_t size)
+{
+    const cmoe_model_info d = {.size = sizeof d};
+    cmoei_options_write(info, size, &d, sizeof d);
+}
+
+void cmoe_model_layer_default(cmoe_model_layer *layer, size_t size)
+{
+    const cmoe_model_layer d = {.size = sizeof d};
+    cmoei_options_write(layer, size, &d, sizeof d);
+}
+
 cmoe_status cmoe_model_describe(const cmoe_model *m, cmoe_model_info *info, cmoe_error *err)
 {
     if (!m) return cmoei_fail(err, CMOE_ERR_ARG, "model_describe: model is NULL");

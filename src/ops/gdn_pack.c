@@ -35,6 +35,12 @@ const cmoei_table cmoei_gdn_conv_table = CMOEI_TABLE("gdn_conv", kernels);
 
 static const cmoe_gdn_pack_options defaults = {.size = sizeof defaults, .silu = 1};
 
+void cmoe_gdn_pack_out_default(cmoe_gdn_pack_out *out, size_t size)
+{
+    const cmoe_gdn_pack_out d = {.size = sizeof d};
+    cmoei_options_write(out, size, &d, sizeof d);
+}
+
 void cmoe_gdn_pack_options_default(cmoe_gdn_pack_options *o, size_t size)
 {
     cmoei_options_write(o, size, &defaults, sizeof defaults);

@@ -136,6 +136,18 @@ static cmoe_status check_sequences(const cmoe_batch *b, cmoe_error *err)
     return CMOE_OK;
 }
 
+void cmoe_kv_default(cmoe_kv *kv, size_t size)
+{
+    const cmoe_kv d = {.size = sizeof d};
+    cmoei_options_write(kv, size, &d, sizeof d);
+}
+
+void cmoe_batch_default(cmoe_batch *batch, size_t size)
+{
+    const cmoe_batch d = {.size = sizeof d};
+    cmoei_options_write(batch, size, &d, sizeof d);
+}
+
 cmoe_status cmoei_batch_read(cmoe_batch *out, const cmoe_batch *batch, cmoe_error *err)
 {
     int64_t n;

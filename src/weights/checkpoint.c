@@ -342,6 +342,12 @@ int64_t cmoe_checkpoint_find(const cmoe_checkpoint *c, const char *name)
     return -1;
 }
 
+void cmoe_tensor_default(cmoe_tensor *tensor, size_t size)
+{
+    const cmoe_tensor d = {.size = sizeof d};
+    cmoei_options_write(tensor, size, &d, sizeof d);
+}
+
 cmoe_status cmoe_checkpoint_tensor(const cmoe_checkpoint *c, int64_t i, cmoe_tensor *tensor,
                                    cmoe_error *err)
 {

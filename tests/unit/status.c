@@ -5,6 +5,9 @@
  */
 #include "unit.h"
 
+#include "cmoe/attention.h"
+#include "cmoe/dispatch.h"
+#include "cmoe/ops.h"
 #include "core/core.h"
 
 static void names(void **state)
@@ -48,6 +51,32 @@ static void error_text(void **state)
     words[sizeof words - 1] = '\0';
     cmoei_fail(&err, CMOE_ERR_ARG, "%s", words);
     assert_int_equal(strlen(err.text), sizeof err.text - 1);
+}
+
+/* Structs that a call reads or fills: their size, and zeros. */
+#define EMPTY(type)                                                \
+    do {                                                           \
+        type made, want;                                           \
+        memset(&made, 0x5a, sizeof made);                          \
+        memset(&want, 0, sizeof want);                             \
+        want.size = sizeof want;                                   \
+        type##_default(&made, sizeof made);                        \
+        assert_memory_equal(&made, &want, sizeof want);            \
+        type##_default(NULL, sizeof made);                         \
+        memset(&made, 0x5a, sizeof made);                          \
+        type##_default(&made, sizeof made.size);                   \
+        assert_int_equal(made.size, sizeof made.size);             \
+        assert_int_equal(((char *)&made)[sizeof made.size], 0x5a); \
+    } while (0)
+
+static void empty_structs(void **state)
+{
+    (void)state;
+    EMPTY(cmoe_kv);
+    EMPTY(cmoe_batch);
+    EMPTY(cmoe_received);
+    EMPTY(cmoe_gdn_pack_out);
+    EMPTY(cmoe_experts_info);
 }
 
 /* A caller's struct may be smaller than ours (an older header), and what lies behind is theirs. */
@@ -237,11 +266,17 @@ static void arena_errors(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(names),      cmocka_unit_test(versions),
-        cmocka_unit_test(error_text), cmocka_unit_test(error_of_another_size),
-        cmocka_unit_test(options),    cmocka_unit_test(options_written),
-        cmocka_unit_test(name_list),  cmocka_unit_test(sizes),
-        cmocka_unit_test(arena),      cmocka_unit_test(arena_errors),
+        cmocka_unit_test(names),
+        cmocka_unit_test(versions),
+        cmocka_unit_test(error_text),
+        cmocka_unit_test(empty_structs),
+        cmocka_unit_test(error_of_another_size),
+        cmocka_unit_test(options),
+        cmocka_unit_test(options_written),
+        cmocka_unit_test(name_list),
+        cmocka_unit_test(sizes),
+        cmocka_unit_test(arena),
+        cmocka_unit_test(arena_errors),
     };
     return UNIT_RUN("unit_status", tests);
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "../../unit/files.h"
+#include "cmoe/engine.h"
 #include "cmoe/model.h"
 #include "cmoe/weights.h"
 
@@ -127,6 +128,28 @@ static void sizes_unset(void **state)
     unit_close(&e);
 }
 
+/* ---- structs that a call fills --------------------------------------------------------------- */
+
+#define EMPTY(type)                                     \
+    do {                                                \
+        type made, want;                                \
+        memset(&made, 0x5a, sizeof made);               \
+        memset(&want, 0, sizeof want);                  \
+        want.size = sizeof want;                        \
+        type##_default(&made, sizeof made);             \
+        assert_memory_equal(&made, &want, sizeof want); \
+    } while (0)
+
+static void empty_structs(void **state)
+{
+    (void)state;
+    EMPTY(cmoe_tensor);
+    EMPTY(cmoe_model_info);
+    EMPTY(cmoe_model_layer);
+    EMPTY(cmoe_event);
+    EMPTY(cmoe_engine_info);
+}
+
 /* ---- progress -------------------------------------------------------------------------------- */
 
 typedef struct told {
@@ -243,10 +266,8 @@ static void at_the_end(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(numbers),
-        cmocka_unit_test(sizes_unset),
-        cmocka_unit_test(progress),
-        cmocka_unit_test(at_the_end),
+        cmocka_unit_test(numbers),       cmocka_unit_test(sizes_unset), cmocka_unit_test(progress),
+        cmocka_unit_test(empty_structs), cmocka_unit_test(at_the_end),
     };
     if (argc != 2) {
         printf("usage: golden_describe FOLDER\n");
