@@ -97,6 +97,11 @@ static int prepare(run *r)
         status = settings_read(&r->settings, t->session.ctx, o->model.path, &t->info, &o->sampling,
                                &o->diffusion, o->model.block_length);
     if (status == 0) status = routing_check_flags(&o->routing, &t->info, o->model.path);
+    if (status == 0 && o->routing.replay && r->settings.diffuses)
+        status = report_fail(EXIT_USAGE, "--replay-routing",
+                             "%s makes blocks, whose positions go through the model more than "
+                             "once: there is no routing of each to replay",
+                             o->model.path);
     if (status == 0 && o->routing.capture)
         status =
             model_check_output(&t->session, &o->model, "--capture-routing", o->routing.capture);

@@ -13,6 +13,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "report.h"
+
 enum { LEFT = 64, TOP = 78, RIGHT = 76, BELOW = 104, LEGEND = 220 };
 
 /* What is drawn, in pixels. */
@@ -193,7 +195,9 @@ static void legend(FILE *to, const plan *p)
 void heatmap_svg(FILE *to, const char *title, int64_t tokens, const heatmap_row *rows, int64_t n)
 {
     const plan p = plan_of(rows, n);
-    head(to, &p, title, tokens);
+    json_t *plain = report_json_text(title); /* XML is UTF-8, names of files are anything */
+    head(to, &p, plain ? json_string_value(plain) : "", tokens);
+    json_decref(plain);
     for (int64_t i = 0; i < n; i++)
         cells(to, &p, &rows[i], TOP + p.h * (double)i);
     axes(to, &p, rows);

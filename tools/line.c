@@ -187,12 +187,19 @@ static void draw(const edit *e)
 
 enum { KEY_NONE = 0, KEY_DELETE = 256 };
 
+/* The next byte of a key.  They come together: after a while it was the escape key alone. */
+static bool more(char *c)
+{
+    enum { WHILE = 50 }; /* milliseconds; over a slow line, too */
+    struct pollfd keys = {.fd = STDIN_FILENO, .events = POLLIN};
+    return poll(&keys, 1, WHILE) == 1 && read(STDIN_FILENO, c, 1) == 1;
+}
+
 /* What follows an escape: the keys that terminals send as several bytes. */
 static int escape(void)
 {
     char c[3] = {0};
-    if (read(STDIN_FILENO, c, 1) != 1 || (c[0] != '[' && c[0] != 'O')) return KEY_NONE;
-    if (read(STDIN_FILENO, c + 1, 1) != 1) return KEY_NONE;
+    if (!more(c) || (c[0] != '[' && c[0] != 'O') || !more(c + 1)) return KEY_NONE;
     switch (c[1]) {
     case 'A':
         return 'P' & 31;
@@ -209,7 +216,7 @@ static int escape(void)
     default:
         break;
     }
-    while (c[1] >= '0' && c[1] <= '9' && read(STDIN_FILENO, c + 2, 1) == 1 && c[2] != '~' &&
+    while (c[1] >= '0' && c[1] <= '9' && more(c + 2) && c[2] != '~' &&
            (c[2] == ';' || (c[2] >= '0' && c[2] <= '9')))
         ;
     return c[1] == '3' && c[2] == '~' ? KEY_DELETE : KEY_NONE;
@@ -262,7 +269,6 @@ static void move_or_cut(edit *e, int key)
     }
 }
 
-/* Until the line is done. */
 /* Waits for a key.  A signal may come just before the wait begins, which then is not interrupted: so it
  * is a short one, again and again.  False: a signal has come. */
 static bool wait_for_key(void)
@@ -275,6 +281,7 @@ static bool wait_for_key(void)
     return false;
 }
 
+/* Until the line is done. */
 static line_result edit_line(edit *e)
 {
     for (;;) {

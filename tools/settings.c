@@ -4,11 +4,14 @@
  *
  * generation_config.json is read as transformers reads it: without do_sample it is greedy and only its
  * repetition_penalty counts; with it, temperature is 1 and top_k is 50 where they are not named.
- * --temperature 0 asks for the model's own best token and sets all of that aside.
+ * --temperature X above 0 asks for sampling, do_sample or not: what the file says of it then counts.
+ * --temperature 0 asks for the model's own best token and sets all of the file aside, its penalty
+ * too: --repeat-penalty brings one back.
  */
 #include "settings.h"
 
 #include <errno.h>
+#include <float.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,16 +65,22 @@ static int bad_key(const config *c, const char *key, const json_t *v, const char
 }
 
 /* Takes a number of the file into *out; keeps it when there is none. */
-static int number(const config *c, const char *key, double least, double most, float *out)
+static int number_in(const config *c, const char *key, float least, float most, const char *want,
+                     float *out)
 {
     const json_t *v = json_object_get(c->generation, key);
-    char want[64];
     if (!v || json_is_null(v)) return 0;
-    snprintf(want, sizeof want, "a number, %g to %g", least, most);
-    const double d = json_number_value(v);
-    if (!json_is_number(v) || !(d >= least && d <= most)) return bad_key(c, key, v, want);
-    *out = (float)d;
+    const float f = (float)json_number_value(v); /* what is used: 1 - 1e-12 is 1 */
+    if (!json_is_number(v) || !(f >= least && f <= most)) return bad_key(c, key, v, want);
+    *out = f;
     return 0;
+}
+
+static int number(const config *c, const char *key, double least, double most, float *out)
+{
+    char want[64];
+    snprintf(want, sizeof want, "a number, %g to %g", least, most);
+    return number_in(c, key, (float)least, (float)most, want, out);
 }
 
 static int whole(const config *c, const char *key, int64_t least, int64_t most, int64_t *out)
@@ -88,19 +97,23 @@ static int whole(const config *c, const char *key, int64_t least, int64_t most, 
 
 /* ---- sampling -------------------------------------------------------------------------------- */
 
-static int file_sampling(const config *c, cmoe_sampling *s)
+/* `asked`: by a flag. */
+static int file_sampling(const config *c, bool asked, cmoe_sampling *s)
 {
     const json_t *sample = json_object_get(c->generation, "do_sample");
-    int64_t top_k = 50;
+    int64_t top_k = json_is_true(sample) ? 50 : 0;
     if (sample && !json_is_boolean(sample) && !json_is_null(sample))
         return bad_key(c, "do_sample", sample, "true or false");
     int status = number(c, "repetition_penalty", 0.001, 1000, &s->repetition_penalty);
-    if (status || !json_is_true(sample)) return status;
+    if (status || !(json_is_true(sample) || asked)) return status;
     s->temperature = 1;
     status = number(c, "temperature", 0, 100, &s->temperature);
     if (status == 0) status = whole(c, "top_k", 0, INT32_MAX, &top_k);
-    if (status == 0) status = number(c, "top_p", 0, 1, &s->top_p);
-    if (status == 0) status = number(c, "min_p", 0, 1, &s->min_p);
+    if (status == 0)
+        status = number_in(c, "top_p", FLT_MIN, 1, "a number above 0, up to 1", &s->top_p);
+    if (status == 0)
+        status =
+            number_in(c, "min_p", 0, 1 - FLT_EPSILON / 2, "a number, 0 and below 1", &s->min_p);
     s->top_k = (int32_t)top_k;
     return status;
 }
@@ -108,9 +121,10 @@ static int file_sampling(const config *c, cmoe_sampling *s)
 static int read_sampling(const config *c, const sampling_flags *f, cmoe_sampling *s)
 {
     cmoe_sampling_default(s, sizeof *s);
-    const int status = file_sampling(c, s); /* a broken file is said in any case */
-    if (status) return status;
-    if (f->has_temperature && f->temperature == 0) cmoe_sampling_default(s, sizeof *s);
+    const bool greedy = f->has_temperature && f->temperature == 0;
+    const int status = file_sampling(c, f->has_temperature && !greedy, s);
+    if (status) return status; /* a broken file is said in any case */
+    if (greedy) cmoe_sampling_default(s, sizeof *s);
     if (f->has_temperature) s->temperature = (float)f->temperature;
     if (f->has_top_k) s->top_k = (int32_t)f->top_k;
     if (f->has_top_p) s->top_p = (float)f->top_p;

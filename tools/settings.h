@@ -37,7 +37,7 @@ extern const char *const settings_remaskings[];
 /* For a field `sampling_flags sampling`. */
 #define OPTIONS_SAMPLING(owner)                                                                  \
     SETTINGS_ROW(owner, sampling, temperature, "temperature", "X", OPTION_FLOAT, 0, 100,         \
-                 "0: greedy, and generation_config.json is set aside"),                          \
+                 "above 0: sample; 0: greedy, and all of generation_config.json is set aside"),  \
         SETTINGS_ROW(owner, sampling, top_k, "top-k", "K", OPTION_INT, 0, 2147483647,            \
                      "keep the K best tokens; 0: all"),                                          \
         SETTINGS_ROW(owner, sampling, top_p, "top-p", "P", OPTION_FLOAT, 0, 1,                   \

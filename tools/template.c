@@ -17,7 +17,11 @@ int template_open(const tool_session *session, const char *model_path, const cha
 {
     cmoe_error err = {.size = sizeof err};
     const char *path = file ? file : model_path;
-    return model_fail(cmoe_template_open(out, session->ctx, path, NULL, &err), path, &err);
+    const cmoe_status status = cmoe_template_open(out, session->ctx, path, NULL, &err);
+    const size_t used = strlen(err.text);
+    if (status == CMOE_ERR_IO && !file && strstr(err.text, "no chat template"))
+        snprintf(err.text + used, sizeof err.text - used, ", or --chat-template F");
+    return model_fail(status, path, &err);
 }
 
 json_t *template_variables(const char *model_path, bool generation_prompt)

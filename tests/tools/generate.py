@@ -266,10 +266,19 @@ def sampling():
     sampled = model("qwen3_moe", "g", do_sample=True, temperature=5.0, top_k=0)
     check(of(sampled, "--seed", "1") == a, "generation_config.json: do_sample", a)
     check(of(sampled, "--temperature", "0") == greedy, "--temperature 0 sets the file aside")
+    # A temperature asks for sampling, whatever do_sample says: then the file's filters count.
+    for own in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.9999}):
+        path = model("qwen3_moe", "g", do_sample=False, **own)
+        check(of(path, "--temperature", "5", "--seed", "1") == greedy, "--temperature with %s of the file" % own)
+        check(of(path, "--seed", "1") == greedy, "do_sample false and no flag")
+    path = model("qwen3_moe", "g", do_sample=False)
+    check(of(path, "--temperature", "5", "--seed", "1") == a, "--temperature: nothing is filtered that is not named")
     check(of(sampled, "--top-k", "1") == greedy, "a flag goes before the file")
     penal = model("qwen3_moe", "g", do_sample=False, repetition_penalty=100.0)
     repeated = of(penal)
     check(len(set(repeated)) == len(repeated), "repetition_penalty of the file", repeated)
+    check(of(penal, "--temperature", "0") == greedy, "--temperature 0 sets the file's penalty aside, too")
+    check(of(penal, "--temperature", "0", "--repeat-penalty", "100") == repeated, "and a flag brings one back")
 
 
 def ends():
@@ -313,6 +322,7 @@ def diffusion_routing():
     for n in (1, 3, 5, 9, 16):
         ids = comma(range(1, n + 1))
         succeeds(["generate", SDAR, "--ids", ids, "--max-tokens", "1", "--ignore-eos", "--capture-routing", out])
+        fails(2, ["generate", SDAR, "--ids", ids, "--replay-routing", out], "--replay-routing: ", SDAR + " makes blocks")
         t = tensors(out)
         check(all(shape[0] >= n for shape, _ in t.values()), "rows of %d positions" % n, [s for s, _ in t.values()])
         for name, (_, ids) in t.items():
@@ -387,7 +397,7 @@ def bad_files():
     text = write(work("text"), "some text")
     fails(3, ["eval", bare, "--file", text], "tokenizer.json")
     fails(3, ["experts", bare, "--prompt", "x"], "tokenizer.json")
-    fails(3, ["chat", bare], "chat_template")
+    fails(3, ["chat", bare], "chat_template", ", or --chat-template F")
     fails(3, ["render", bare, "--messages", text], "chat_template.jinja", "tokenizer_config.json")
     path = model("qwen3_moe", "t")
     broken = os.path.join(path, "tokenizer.json")
@@ -402,9 +412,12 @@ def bad_files():
     large["added_tokens"].append({**large["added_tokens"][0], "id": 300, "content": "<big>"})
     write(broken, json.dumps(large))
     fails(3, ["generate", path, "--prompt", "a<big>"], "its tokenizer gives id 300, want 0 <= id < 256")
-    for key, value in (("temperature", "hot"), ("temperature", -1), ("top_p", 2), ("top_k", 1.5), ("do_sample", 1)):
+    for key, value in (("temperature", "hot"), ("temperature", -1), ("top_p", 2), ("top_k", 1.5), ("do_sample", 1),
+                       ("top_p", 0), ("min_p", 1), ("min_p", 1 - 1e-12)):
         path = model("qwen3_moe", "t", **{"do_sample": True, key: value})
         fails(3, ["generate", path, "--ids", "1"], "generation_config.json: %s is " % key, ", want ")
+    path = model("qwen3_moe", "t", do_sample=False, top_p=0)
+    fails(3, ["generate", path, "--ids", "1", "--temperature", "1"], "top_p is 0, want a number above 0, up to 1")
     for eos in (-1, "2", [2, None], 1.5, True):
         path = model("qwen3_moe", "t", eos_token_id=eos)
         fails(3, ["generate", path, "--ids", "1"], "eos_token_id is ", "want an id or a list of ids")
@@ -564,6 +577,13 @@ def experts():
     one = loads(["experts", QWEN, "--ids", "7", "--svg", svg])
     check(all(len(l["dead"]) == 4 for l in one["layers"]), "experts: dead", one)
     check(open(svg).read().count('class="c dead"') == 12, "experts --svg: dead")
+    for name in (b"b\xffd", "schön".encode(), b"cut\xc3", b"a<&\x01b"):
+        path = os.path.join(WORK.encode(), name)
+        shutil.copytree(QWEN.encode(), path, dirs_exist_ok=True)
+        succeeds(["experts", path, "--ids", "7", "--svg", svg])
+        root = xml.etree.ElementTree.parse(svg).getroot()
+        title = root.find("{http://www.w3.org/2000/svg}title").text
+        check(("schön" in title) == (name == "schön".encode()) and "�" not in title, "experts --svg: a title", title)
     text = succeeds(["experts", QWEN, "--prompt", "Hello there"]).decode()
     check("11 tokens" in text and "max/mean" in text, "experts", text)
     check(all(len(line) <= 80 for line in text.splitlines()), "experts fits 80 columns", text)
@@ -613,6 +633,20 @@ def packed_weights():
     check(p.stderr.decode().count("packed weights are made again") == 1, "kept: said once", p.stderr)
     check(b"made again" not in run(*args, "--cache-dir", where).stderr, "kept: mended")
     check(len(files(where)) == 1, "kept: still one file", files(where))
+    # Another config, changed files: what was kept is replaced, without a word.
+    path = model("qwen3_moe", "moved")
+    args[1] = path
+    for second in range(2):
+        for name in os.listdir(path):
+            os.utime(os.path.join(path, name), (1e9 + second, 1e9 + second))
+        p = run(*args, "--cache-dir", where)
+        check((p.returncode, p.stdout) == (0, want) and b"note" not in p.stderr, "kept: replaced", p)
+        check(len(files(where)) == 2, "kept: one for each model", files(where))
+    succeeds([*args, "--dtype", "f32", "--cache-dir", where])
+    check(len(files(where)) == 3, "kept: and for each format", files(where))
+    args[1] = QWEN
+    p = run(*args, "--cache-dir", "/proc/self")
+    check((p.returncode, p.stdout) == (0, want) and p.stderr.count(b"packed weights are not kept") == 1, "kept: nowhere", p)
     succeeds(args)
     check(files(os.path.join(os.environ["XDG_CACHE_HOME"], "cmoe")) != [], "kept: in the user's folder")
     check(files(QWEN) == before, "kept: not beside the model", files(QWEN))
@@ -709,6 +743,10 @@ def chat_terminal():
     t.until(rb"> ")
     t.type(b"\x1b[A")
     t.until(rb"Hello")
+    t.type(b"\x1b")  # alone: it is not part of what is typed next
+    time.sleep(0.3)
+    t.type(b"Zebra")
+    t.until(rb"HelloZebra")
     t.type(b"\x03")
     t.until(rb"once more, or /exit, ends the chat")
     t.type(b"again\r")
