@@ -14,6 +14,7 @@
 
 #include "check.h"
 #include "cmoe/layer.h"
+#include "cmoe/text.h"
 #include "cmoe/weights.h"
 #include "limits.h"
 #include "model.h"
@@ -44,7 +45,8 @@ const option_verb doctor_verb = {
             "them are right, 1 when one is not (the report then goes to stderr).\n"
             "\n"
             "With MODEL it also reads config.json and the headers of all files, and finds a place "
-            "for every tensor; 3 when something is wrong there, with a line for each problem.",
+            "for every tensor, and parses tokenizer and chat template if there are any; 3 when "
+            "something is wrong there, with a line for each problem.",
     .options = options,
 };
 
@@ -199,6 +201,39 @@ static int check_model(const doctor_options *o, const tool_session *session, cmo
     return model_fail(opened, path, &files);
 }
 
+/* Tokenizer and chat template: what is there must be right, but a model need not have them. */
+typedef struct text_files {
+    int64_t tokens; /* of the tokenizer; -1: there is none */
+    bool chats;
+} text_files;
+
+static bool has_file(const char *folder, const char *name)
+{
+    char path[4096];
+    struct stat st;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    return stat(path, &st) == 0;
+}
+
+static int check_text(const char *path, const tool_session *session, text_files *t)
+{
+    cmoe_error err = {.size = sizeof err};
+    cmoe_tokenizer *tokenizer = NULL;
+    cmoe_template *template = NULL;
+    *t = (text_files){.tokens = -1};
+    if (!path) return 0;
+    if (has_file(path, "tokenizer.json")) {
+        const cmoe_status status = cmoe_tokenizer_open(&tokenizer, session->ctx, path, &err);
+        if (status != CMOE_OK) return model_fail(status, path, &err);
+        t->tokens = cmoe_tokenizer_size(tokenizer);
+        cmoe_tokenizer_free(tokenizer);
+    }
+    const cmoe_status status = cmoe_template_open(&template, session->ctx, path, NULL, &err);
+    t->chats = status == CMOE_OK;
+    cmoe_template_free(template);
+    return status == CMOE_ERR_IO ? 0 : model_fail(status, path, &err);
+}
+
 /* ---- the report ------------------------------------------------------------------------------ */
 
 typedef struct findings {
@@ -207,6 +242,7 @@ typedef struct findings {
     const cmoe_ctx *ctx;
     const char *path; /* of the model, or NULL */
     cmoe_model_info info;
+    text_files text;
     cmoe_variant variants[MOST_VARIANTS];
     checkup checks[MOST_CHECKUPS];
     int64_t n_variants;
@@ -252,9 +288,11 @@ static json_t *checks_json(const findings *f)
 static json_t *model_json(const findings *f)
 {
     const cmoe_model_info *i = &f->info;
-    return json_pack("{so ss sI sI sI so}", "path", report_json_text(f->path), "type", i->type,
-                     "tensors", (json_int_t)i->tensors, "ignored", (json_int_t)i->ignored,
-                     "file_bytes", (json_int_t)i->file_bytes, "bytes", model_bytes_json(&i->bytes));
+    json_t *tokenizer = f->text.tokens < 0 ? json_null() : json_integer(f->text.tokens);
+    return json_pack("{so ss sI sI sI so so sb}", "path", report_json_text(f->path), "type",
+                     i->type, "tensors", (json_int_t)i->tensors, "ignored", (json_int_t)i->ignored,
+                     "file_bytes", (json_int_t)i->file_bytes, "bytes", model_bytes_json(&i->bytes),
+                     "tokenizer", tokenizer, "chat_template", (int)f->text.chats);
 }
 
 static json_t *report_object(const findings *f)
@@ -321,6 +359,27 @@ static void print_checks(FILE *to, const findings *f, report_style style)
     }
 }
 
+static void print_model(FILE *to, const findings *f, report_style style)
+{
+    fprintf(to,
+            "\n%sModel%s\n%s: %lld tensors used, %lld ignored, %s of files, %s in memory as %s: "
+            "%sright%s\n",
+            style.bold, style.off, f->info.type, (long long)f->info.tensors,
+            (long long)f->info.ignored, size_of(f->info.file_bytes).s,
+            size_of(f->info.bytes.total).s, model_format_name(f->info.format), style.good,
+            style.off);
+    if (f->text.tokens < 0)
+        fputs("no tokenizer.json: chat, tokenize, eval and --prompt will not work, --ids will\n",
+              to);
+    else
+        fprintf(to, "tokenizer of %lld tokens: %sright%s\n", (long long)f->text.tokens, style.good,
+                style.off);
+    if (f->text.chats)
+        fprintf(to, "chat template: %sright%s\n", style.good, style.off);
+    else
+        fputs("no chat template: chat and render want --chat-template F\n", to);
+}
+
 static void print_report(FILE *to, const findings *f, report_style style)
 {
     fprintf(to, "%sMachine%s\n", style.bold, style.off);
@@ -340,16 +399,13 @@ static void print_report(FILE *to, const findings *f, report_style style)
     fprintf(to, "\n%sSelf check: a layer against double, %d tokens each%s\n", style.bold,
             CHECK_TOKENS, style.off);
     print_checks(to, f, style);
-    if (f->path)
-        fprintf(
-            to,
-            "\n%sModel%s\n%s: %lld tensors used, %lld ignored, %s of files, %s in memory as %s: "
-            "%sright%s\n",
-            style.bold, style.off, f->info.type, (long long)f->info.tensors,
-            (long long)f->info.ignored, size_of(f->info.file_bytes).s,
-            size_of(f->info.bytes.total).s, model_format_name(f->info.format), style.good,
-            style.off);
-    if (f->wrong == 0) fprintf(to, "\n%sAll is well.%s\n", style.good, style.off);
+    if (f->path) print_model(to, f, style);
+    if (f->wrong) return;
+    if (f->path && f->text.tokens < 0)
+        fprintf(to, "\n%sAll is well for --ids; text needs a tokenizer.%s\n", style.good,
+                style.off);
+    else
+        fprintf(to, "\n%sAll is well.%s\n", style.good, style.off);
 }
 
 /* On stdout when all is well; else on stderr, because stdout stays empty on failure. */
@@ -390,6 +446,7 @@ int doctor_main(int argc, char **argv)
     f->ctx = session.ctx;
     f->path = o.model.path;
     status = check_model(&o, &session, &f->info);
+    if (status == 0) status = check_text(o.model.path, &session, &f->text);
     machine_read(&f->m);
     f->n_variants = chosen_variants(session.ctx, f->variants);
     report_progress(o.common.quiet, "measuring this machine's limits");

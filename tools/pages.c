@@ -78,6 +78,34 @@ static void man_verb(FILE *to, const option_verb *v)
     }
 }
 
+static void man_files(FILE *to)
+{
+    fputs(".SH FILES\nIn MODEL:\n"
+          ".TP\n.I config.json\nwhat the model is\n"
+          ".TP\n.IR model.safetensors \", or \" model.safetensors.index.json \" and its shards\"\n"
+          "the weights\n"
+          ".TP\n.IR tokenizer.json \", \" tokenizer_config.json\ntext to ids and back; verbs that "
+          "are "
+          "given ids need none\n"
+          ".TP\n.I generation_config.json\nhow to sample, and which tokens end an answer; need not "
+          "be "
+          "there\n"
+          ".TP\n.I chat_template.jinja\nhow a conversation is written; else chat_template in "
+          "tokenizer_config.json or chat_template.json\n"
+          ".PP\nOf the user:\n"
+          ".TP\n.IR $XDG_CACHE_HOME/cmoe \", else \" \\(ti/.cache/cmoe\n"
+          "packed weights that generate and chat keep (\\-\\-cache\\-dir says where else), one "
+          "file for "
+          "each model directory and format. One made of files that have changed, or by another "
+          "version, is replaced; one that is broken is made again. Any of them may be removed at "
+          "any time.\n"
+          ".SH ENVIRONMENT\n"
+          ".TP\n.BR XDG_CACHE_HOME \", \" HOME\nwhere packed weights are kept\n"
+          ".TP\n.B NO_COLOR\nnot empty: no colours; nor are there any when TERM is dumb\n"
+          ".TP\n.BR LC_ALL \", \" LC_CTYPE \", \" LANG\nwhether the terminal shows UTF\\-8\n",
+          to);
+}
+
 void pages_man(FILE *to, const option_verb *const *verbs, const char *version)
 {
     fprintf(to,
@@ -87,15 +115,24 @@ void pages_man(FILE *to, const option_verb *const *verbs, const char *version)
         ".SH NAME\ncmoe \\- Mixture\\-of\\-Experts models: exact, fast, the same bits everywhere\n"
         ".SH SYNOPSIS\n.B cmoe\n.I VERB\n.RI [ MODEL ]\n.RI [ flags ]\n"
         ".SH DESCRIPTION\nMODEL is a directory as it lies on a model hub: config.json and "
-        "*.safetensors.\nErrors go to stderr as \"cmoe: what: why\", and stdout is then empty.\n"
-        ".SH VERBS\n",
+        "*.safetensors.\nErrors go to stderr as \"cmoe: what: why\", and stdout is then empty.\n",
         to);
+    fputs(".SH OPTIONS\nWithout a verb:\n"
+          ".TP\n\\fBhelp\\fR [\\fIVERB\\fR], \\fB\\-\\-help\\fR, \\fB\\-h\\fR\nshow what there is, "
+          "or what "
+          "a verb does\n"
+          ".TP\n\\fB\\-\\-version\\fR\nshow the version\n"
+          ".TP\n\\fB\\-\\-man\\fR\nwrite this page\n"
+          ".TP\n\\fB\\-\\-completion\\fR \\fISHELL\\fR\nwrite completions of bash, zsh or fish\n"
+          ".SH VERBS\n",
+          to);
     for (; *verbs; verbs++)
         man_verb(to, *verbs);
     fputs(".SH EXIT STATUS\n.TP\n0\ndone\n.TP\n1\nfailure\n.TP\n2\na flag or a prompt is wrong\n"
           ".TP\n3\na file is not what it should be: a model, a tokenizer, data\n"
           ".TP\n4\nout of memory\n.TP\n5\na rank was lost\n.TP\n130\ncancelled by a signal\n",
           to);
+    man_files(to);
 }
 
 /* ---- completions ----------------------------------------------------------------------------- */

@@ -354,8 +354,24 @@ def plan():
 def doctor():
     j = loads(["doctor", GPT, "--json"])
     check(j["ok"] is True and j["model"]["type"] == "gpt_oss" and j["model"]["tensors"] > 0, "doctor MODEL", j["model"])
+    check((j["model"]["tokenizer"], j["model"]["chat_template"]) == (None, False), "doctor --json: no text", j["model"])
     text = succeeds(["doctor", QWEN])
-    check("\nModel\nqwen3_moe: 102 tensors used" in text and "All is well." in text, "doctor MODEL", text)
+    check("\nModel\nqwen3_moe: 102 tensors used" in text, "doctor MODEL", text)
+    for part in ("All is well for --ids; text needs a tokenizer.", "no tokenizer.json: chat,", "--chat-template F\n"):
+        check(part in text, "doctor MODEL without a tokenizer", text)
+    path = copy(QWEN, "texts")
+    template = os.path.join(path, "chat_template.jinja")
+    with open(template, "w") as f:
+        f.write("{{ messages[0].content }}")
+    text = succeeds(["doctor", path])
+    check("chat template: right" in text, "doctor MODEL with a template", text)
+    with open(template, "w") as f:
+        f.write("{% if %}")
+    fails(3, ["doctor", path], "chat_template.jinja", "line 1")
+    os.remove(template)
+    with open(os.path.join(path, "tokenizer.json"), "w") as f:
+        f.write("{}")
+    fails(3, ["doctor", path], "tokenizer.json")
 
 
 # ---- what must be refused --------------------------------------------------------------------------

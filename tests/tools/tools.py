@@ -104,6 +104,11 @@ def pages(texts):
     """Man page and completions know every verb and flag that --help knows."""
     man = succeeds(["--man"])
     check(man.startswith(".\\\" SPDX") and ".TH CMOE 1" in man, "--man", man[:80])
+    for head in "NAME SYNOPSIS DESCRIPTION OPTIONS VERBS FILES ENVIRONMENT".split() + ["EXIT STATUS"]:
+        check(man.count("\n.SH %s\n" % head) == 1, "--man has " + head)
+    plain = man.replace("\\-", "-")
+    for word in ("--version", "--man", "--completion", "XDG_CACHE_HOME", "NO_COLOR", "tokenizer.json", "/.cache/cmoe"):
+        check(word in plain.split(".SH VERBS")[0] + plain.split(".SH FILES")[-1], "--man tells of " + word)
     sections = dict(zip(*[iter(re.split(r"^\.SS cmoe (.*)\n", man, flags=re.M)[1:])] * 2))
     shells = {shell: succeeds(["--completion", shell]) for shell in ("bash", "zsh", "fish")}
     for verb, text in texts.items():
