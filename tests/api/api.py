@@ -134,6 +134,13 @@ def same_output(command, readme, **more):
                                                    " ".join(command))))
 
 
+def arguments(readme):
+    """What the README gives the program, which is run where the README lies: ./NAME ARGUMENTS."""
+    with open(readme, encoding="utf-8") as f:
+        found = re.search(r"^\./\w+(.*)$", f.read(), re.M)
+    return shlex.split(found.group(1)) if found else []
+
+
 def find_pc(prefix):
     found = glob.glob(os.path.join(prefix, "**", "cmoe.pc"), recursive=True)
     if len(found) != 1:
@@ -327,7 +334,8 @@ def check_examples(t, a):
         name = os.path.basename(os.path.dirname(readme))
         program = os.path.join(a.build, "examples", name)
         if os.path.exists(program):
-            t.check("examples/" + name, same_output, [program], readme)
+            t.check("examples/" + name, same_output, [program] + arguments(readme), readme,
+                    cwd=os.path.dirname(readme))
         else:
             t.skip("examples/" + name, "not built: what it needs was not found")
 
