@@ -131,9 +131,5 @@ static cmoe_status run_from(cmoei_encoder *e, int32_t step, const char *s, int64
 
 cmoe_status cmoei_pre_run(cmoei_encoder *e, const char *s, int64_t bytes, bool first)
 {
-    if (bytes > INT32_MAX)
-        return cmoei_fail(e->err, CMOE_ERR_RANGE,
-                          "text: %lld bytes after normalising, want at most %d", (long long)bytes,
-                          INT32_MAX);
     return run_from(e, 0, s, bytes, first);
 }

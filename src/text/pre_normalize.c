@@ -11,13 +11,9 @@ cmoe_status cmoei_replace(cmoei_buffer *out, const char *s, int64_t bytes, cmoei
 {
     int64_t done = 0;
     for (int64_t at = 0; from.bytes && at + from.bytes <= bytes;) {
-        const char *hit = memchr(s + at, from.s[0], (size_t)(bytes - at - from.bytes + 1));
+        const char *hit = memmem(s + at, (size_t)(bytes - at), from.s, (size_t)from.bytes);
         if (!hit) break;
         at = hit - s;
-        if (memcmp(hit, from.s, (size_t)from.bytes) != 0) {
-            at++;
-            continue;
-        }
         CMOEI_TRY(cmoei_buffer_add(out, s + done, at - done, err));
         CMOEI_TRY(cmoei_buffer_add(out, to.s, to.bytes, err));
         done = at += from.bytes;

@@ -121,12 +121,16 @@ static cmoe_status encode_raw(cmoei_encoder *e, const char *s, int64_t bytes, bo
 {
     cmoei_text text = {s, bytes};
     CMOEI_TRY(cmoei_normalizers_run(e->t, e->normal, &text, e->err));
+    if (text.bytes > INT32_MAX)
+        return cmoei_fail(e->err, CMOE_ERR_RANGE,
+                          "text: %lld bytes after normalising, want at most %d",
+                          (long long)text.bytes, INT32_MAX);
     return cmoei_added_split(e, &e->t->normalized, text.s, text.bytes, first, encode_normalized);
 }
 
 static cmoe_status encoder_open(cmoei_encoder *e, const cmoe_tokenizer *t, int64_t bytes)
 {
-    e->normal[0].ctx = e->normal[1].ctx = t->ctx;
+    e->normal[0].ctx = e->normal[1].ctx = e->found[0].ctx = e->found[1].ctx = t->ctx;
     for (int32_t i = 0; i < t->pres; i++)
         e->step[i].ctx = t->ctx;
     CMOEI_TRY(cmoei_bpe_open(&e->work, t->ctx, bytes, e->err));
@@ -138,8 +142,10 @@ static cmoe_status encoder_open(cmoei_encoder *e, const cmoe_tokenizer *t, int64
 
 static void encoder_close(cmoei_encoder *e)
 {
-    for (int32_t i = 0; i < 2; i++)
+    for (int32_t i = 0; i < 2; i++) {
         cmoei_buffer_free(&e->normal[i]);
+        cmoei_buffer_free(&e->found[i]);
+    }
     for (int32_t i = 0; i < e->t->pres; i++)
         cmoei_buffer_free(&e->step[i]);
     cmoei_bpe_close(&e->work);

@@ -71,10 +71,11 @@ typedef struct cmoei_decoder {
     bool prepend;        /* Metaspace: the first token's blanks are not there */
 } cmoei_decoder;
 
-/* Added tokens as a tree of bytes; node 0 is the root. */
+/* Added tokens as a tree of bytes, read from their ends; node 0 is the root. */
 typedef struct cmoei_tree_node {
     int32_t child, sibling; /* 0: none */
-    int32_t token;          /* index into added, -1: none ends here */
+    int32_t fall;           /* the longest other way down that ends in the same bytes, 0: none */
+    int32_t token;          /* index into added of the longest that is complete here, -1: none */
     uint8_t byte;
 } cmoei_tree_node;
 
@@ -128,6 +129,7 @@ typedef struct cmoei_encoder {
     cmoei_matcher matcher;
     cmoei_bpe_work work;
     cmoei_buffer normal[2];
+    cmoei_buffer found[2]; /* added tokens in the text, and in a normalised stretch of it */
     cmoei_buffer step[CMOEI_TOKENIZER_STEPS];
 } cmoei_encoder;
 
@@ -143,7 +145,7 @@ cmoe_status cmoei_tree_build(cmoe_tokenizer *t, cmoei_tree *tree, const cmoei_te
 cmoe_status cmoei_normalizers_run(const cmoe_tokenizer *t, cmoei_buffer work[2], cmoei_text *s,
                                   cmoe_error *err);
 
-/* pre.c: a normalised stretch, through all steps and the model. */
+/* pre.c: a normalised stretch, through all steps and the model.  bytes <= INT32_MAX */
 cmoe_status cmoei_pre_run(cmoei_encoder *e, const char *s, int64_t bytes, bool first);
 
 /* ---- decoding -------------------------------------------------------------------------------- */

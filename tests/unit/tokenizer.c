@@ -380,6 +380,179 @@ static void test_added(void **state)
     cmoe_tokenizer_free(t);
 }
 
+/* Added tokens of these contents, ids from 10 on; `more` goes into each. */
+static cmoe_tokenizer *make_added(char content[][8], int n, const char *more)
+{
+    static char json[1 << 14];
+    int64_t at = snprintf(json, sizeof json, "{\"added_tokens\":[");
+    for (int i = 0; i < n; i++)
+        at += snprintf(json + at, sizeof json - (size_t)at,
+                       "%s{\"id\":%d,\"content\":\"%s\",\"special\":false%s}", i ? "," : "", i + 10,
+                       content[i], more);
+    snprintf(json + at, sizeof json - (size_t)at,
+             "],\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"c\":2},\"merges\":[]}}");
+    return make(json);
+}
+
+/* The leftmost, of several the longest; what is left over is single characters. */
+static int64_t added_plainly(char content[][8], int n, const char *text, int64_t bytes,
+                             int32_t *ids)
+{
+    int64_t count = 0;
+    for (int64_t at = 0, next; at < bytes; at = next) {
+        ids[count] = text[at] - 'a';
+        next = at + 1;
+        for (int i = 0; i < n; i++) {
+            const int64_t length = (int64_t)strlen(content[i]);
+            if (length < next - at || (length == next - at && ids[count] >= 10) ||
+                length > bytes - at || memcmp(text + at, content[i], (size_t)length) != 0)
+                continue;
+            ids[count] = i + 10;
+            next = at + length;
+        }
+        count++;
+    }
+    return count;
+}
+
+static void test_added_random(void **state)
+{
+    (void)state;
+    for (uint64_t round = 0; round < 60; round++) {
+        char content[24][8];
+        const int most = 1 + (int)(cmoe_random_u64(4, round, 0) % 24);
+        int n = 0;
+        for (int i = 0; i < most; i++) {
+            uint64_t r = cmoe_random_u64(4, round, (uint64_t)i + 1);
+            const int length = 2 + (int)(r % 6);
+            for (int k = 0; k < length; k++)
+                content[n][k] = (char)('a' + (r >> (8 + 8 * k)) % (round % 3 + 1));
+            content[n][length] = 0;
+            bool there = false;
+            for (int k = 0; k < n; k++)
+                there |= strcmp(content[k], content[n]) == 0;
+            n += !there;
+        }
+        cmoe_tokenizer *t = make_added(content, n, round % 2 ? ",\"normalized\":true" : "");
+        for (uint64_t k = 0; k < 40; k++) {
+            char text[96];
+            int32_t want[96], got[96];
+            int64_t count = -1;
+            const int64_t bytes = (int64_t)(cmoe_random_u64(5, round, k) % sizeof text);
+            for (int64_t i = 0; i < bytes; i++)
+                text[i] =
+                    (char)('a' + cmoe_random_u64(6, round * 64 + k, (uint64_t)i) % (round % 3 + 1));
+            const int64_t n_want = added_plainly(content, n, text, bytes, want);
+            UNIT_OK(cmoe_tokenizer_encode(t, NULL, text, bytes, got, 96, &count, &err));
+            assert_int_equal(count, n_want);
+            assert_memory_equal(got, want, (size_t)count * 4);
+        }
+        cmoe_tokenizer_free(t);
+    }
+}
+
+/* White space that one token swallows may hold others, which are found all the same. */
+static void test_added_spaces(void **state)
+{
+    (void)state;
+    cmoe_tokenizer *t = make(FILE_WITH(
+        "\"added_tokens\":[{\"id\":10,\"content\":\"R\",\"rstrip\":true},{\"id\":11,\"content\":"
+        "\"\\t\"},{\"id\":12,\"content\":\"\\n\",\"lstrip\":true,\"rstrip\":true},{\"id\":13,"
+        "\"content\":\"b\\n\",\"single_word\":true}]"));
+    encodes(t, "a R  a", "0 4 10 0");
+    encodes(t, "R \t  a", "10 11 4 4 0"); /* the text goes on behind the one found last */
+    encodes(t, "a \n \n a", "0 12 12 0");
+    encodes(t, "a \n \t \n a", "0 12 11 12 0");
+    encodes(t, "ab\n b", "2 4 1"); /* no single word, and \n is passed over with it */
+    cmoe_tokenizer_free(t);
+}
+
+/* `head`, `n` times `fill`, `tail`. */
+static char *filled(const char *head, char fill, int64_t n, const char *tail)
+{
+    char *s = malloc((size_t)n + 4096);
+    const int64_t at = sprintf(s, "%s", head);
+    memset(s + at, fill, (size_t)n);
+    strcpy(s + at + n, tail);
+    return s;
+}
+
+/* A text that nearly matches a long token everywhere, white space around every token, and a long text
+ * to replace: time grows with the text, not with the product of the two. */
+static void test_long_tokens(void **state)
+{
+    const int64_t n = 1 << 18, bytes = 4 * n;
+    static const char *const heads[] = {
+        "{\"added_tokens\":[{\"id\":0,\"content\":\"a\"},{\"id\":3,\"content\":\"",
+        "{\"added_tokens\":[{\"id\":2,\"content\":\"b",
+        "{\"normalizer\":{\"type\":\"Replace\",\"content\":\"\",\"pattern\":{\"String\":\""};
+    static const char *const tails[] = {"b\"}]", "\"}]", "b\"}}"};
+    (void)state;
+    char *text = filled("", 'a', bytes, "");
+    for (int i = 0; i < 3; i++) {
+        char *json = filled(heads[i], 'a', n, tails[i]);
+        strcat(json, ",\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1},\"merges\":[]}}");
+        cmoe_tokenizer *t = make(json);
+        int64_t count;
+        const double begin = now();
+        UNIT_OK(cmoe_tokenizer_encode(t, NULL, text, bytes, NULL, 0, &count, &err));
+        assert_true(now() - begin < 5);
+        assert_int_equal(count, bytes);
+        cmoe_tokenizer_free(t);
+        free(json);
+    }
+    memset(text, '\t', (size_t)bytes);
+    for (int i = 0; i < 3; i++) {
+        char json[512];
+        snprintf(json, sizeof json,
+                 FILE_WITH("\"added_tokens\":[{\"id\":9,\"content\":\"\\t\",\"lstrip\":%s,"
+                           "\"rstrip\":%s}]"),
+                 i == 1 ? "false" : "true", i == 0 ? "false" : "true");
+        cmoe_tokenizer *t = make(json);
+        int64_t count;
+        const double begin = now();
+        UNIT_OK(cmoe_tokenizer_encode(t, NULL, text, bytes, NULL, 0, &count, &err));
+        assert_true(now() - begin < 5);
+        assert_int_equal(count, bytes);
+        cmoe_tokenizer_free(t);
+    }
+    free(text);
+}
+
+/* Sets of characters against a bit for each. */
+static void test_charset(void **state)
+{
+    enum { N = 160 };
+    (void)state;
+    for (uint64_t round = 0; round < 200; round++) {
+        cmoei_charset set[2] = {{.ctx = ctx}, {.ctx = ctx}};
+        bool in[2][N] = {{false}};
+        for (int k = 0; k < 2; k++) {
+            const uint64_t ranges = cmoe_random_u64(7, round, (uint64_t)k) % 12;
+            for (uint64_t i = 0; i < ranges; i++) {
+                const uint64_t r = cmoe_random_u64(8, round * 2 + (uint64_t)k, i);
+                const uint32_t first = (uint32_t)(r % N);
+                const uint32_t last = CMOEI_MIN(first + (uint32_t)(r >> 32) % 9, N - 1);
+                UNIT_OK(cmoei_charset_add(&set[k], first, last, &err));
+                for (uint32_t c = first; c <= last; c++)
+                    in[k][c] = true;
+            }
+        }
+        UNIT_OK(cmoei_charset_union(&set[0], &set[1], &err));
+        for (int inverted = 0; inverted < 2; inverted++) {
+            for (uint32_t c = 0; c < N; c++)
+                assert_int_equal(cmoei_charset_has(&set[0], c), (in[0][c] || in[1][c]) ^ inverted);
+            for (int64_t i = 0; i < set[0].count; i++) {
+                assert_true(set[0].range[2 * i] <= set[0].range[2 * i + 1]);
+                if (i) assert_true(set[0].range[2 * i] > set[0].range[2 * i - 1] + 1);
+            }
+            UNIT_OK(cmoei_charset_invert(&set[0], &err));
+        }
+        cmoei_charset_free(&set[0]);
+        cmoei_charset_free(&set[1]);
+    }
+}
+
 static void test_config(void **state)
 {
     (void)state;
@@ -813,16 +986,18 @@ static void test_long_pieces(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_json),       cmocka_unit_test(test_model),
-        cmocka_unit_test(test_steps),      cmocka_unit_test(test_pattern_errors),
-        cmocka_unit_test(test_patterns),   cmocka_unit_test(test_pattern_limit),
-        cmocka_unit_test(test_encode),     cmocka_unit_test(test_added),
-        cmocka_unit_test(test_config),     cmocka_unit_test(test_arguments),
-        cmocka_unit_test(test_metaspace),  cmocka_unit_test(test_normalize),
-        cmocka_unit_test(test_streaming),  cmocka_unit_test(test_streaming_early),
-        cmocka_unit_test(test_strip),      cmocka_unit_test(test_one_character),
-        cmocka_unit_test(test_throughput), cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_long_pieces)};
+        cmocka_unit_test(test_json),         cmocka_unit_test(test_model),
+        cmocka_unit_test(test_steps),        cmocka_unit_test(test_pattern_errors),
+        cmocka_unit_test(test_patterns),     cmocka_unit_test(test_pattern_limit),
+        cmocka_unit_test(test_encode),       cmocka_unit_test(test_added),
+        cmocka_unit_test(test_config),       cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_metaspace),    cmocka_unit_test(test_normalize),
+        cmocka_unit_test(test_streaming),    cmocka_unit_test(test_streaming_early),
+        cmocka_unit_test(test_strip),        cmocka_unit_test(test_one_character),
+        cmocka_unit_test(test_throughput),   cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_long_pieces),  cmocka_unit_test(test_added_random),
+        cmocka_unit_test(test_added_spaces), cmocka_unit_test(test_long_tokens),
+        cmocka_unit_test(test_charset)};
     cmoe_error err = {0};
     if (cmoe_ctx_create(&ctx, NULL, &err) != CMOE_OK) return 2;
     const int failed = UNIT_RUN("unit_tokenizer", tests);
