@@ -5,6 +5,8 @@
  * A pattern tells characters apart only by the classes that stand in it.  So PCRE2 never sees Unicode:
  * the pattern is read here, every class and every character beyond ASCII becomes a set, characters that
  * lie in the same sets become one symbol of one byte, and PCRE2 matches bytes against classes of bytes.
+ * Which symbols those are is known when all sets are: until then a set stands in the text as one byte
+ * beyond ASCII, its number.
  *
  *     \p{L}+|[^\s\p{L}]  ->  [A-Za-z\x80]+|[\x00-\x08...\x81\x82]
  *
@@ -38,10 +40,10 @@ typedef struct compiler {
     bool fold[MOST_DEPTH + 1];    /* (?i) in every open group */
     cmoei_charset set[MOST_SETS]; /* distinct ones */
     int32_t sets;
-    bool emitting;             /* second pass: all sets are known */
     uint64_t symbol_sets[256]; /* which sets a symbol lies in */
     int32_t symbols;
-    cmoei_buffer out, marks;
+    cmoei_buffer out, marks; /* out: ASCII, and 0x80 + i for set i */
+    cmoei_buffer blocks;     /* of the table, as cmoei_pattern has them */
 } compiler;
 
 /* ---- texts ----------------------------------------------------------------------------------- */
@@ -221,7 +223,7 @@ static cmoe_status read_class(compiler *c, cmoei_charset *set)
 
 static cmoe_status emit(compiler *c, const char *text, int64_t bytes)
 {
-    return c->emitting ? cmoei_buffer_add(&c->out, text, bytes, c->err) : CMOE_OK;
+    return cmoei_buffer_add(&c->out, text, bytes, c->err);
 }
 
 static cmoe_status emit_text(compiler *c, const char *text)
@@ -247,21 +249,7 @@ static cmoe_status emit_set(compiler *c, const cmoei_charset *set)
 {
     int32_t index;
     CMOEI_TRY(set_index(c, set, &index));
-    if (!c->emitting) return CMOE_OK;
-    char text[16];
-    int32_t members = 0;
-    CMOEI_TRY(emit_text(c, "["));
-    for (int32_t i = 0; i < 256; i++) {
-        int32_t end = i;
-        while (end < c->symbols && c->symbol_sets[end] >> index & 1)
-            end++;
-        if (end == i) continue;
-        const int n = snprintf(text, sizeof text, "\\x%02x-\\x%02x", i, end - 1);
-        CMOEI_TRY(emit(c, text, n));
-        members += end - i;
-        i = end - 1;
-    }
-    return emit_text(c, members ? "]" : "^\\x00-\\xff]");
+    return emit(c, &(char){(char)(ASCII + index)}, 1);
 }
 
 static cmoe_status emit_point(compiler *c, uint32_t point)
@@ -418,15 +406,11 @@ static cmoe_status atom(compiler *c)
     return emit_point(c, point);
 }
 
-static cmoe_status pass(compiler *c, bool emitting)
+static cmoe_status read_pattern(compiler *c)
 {
-    c->at = 0;
-    c->depth = 0;
-    c->fold[0] = false;
-    c->emitting = emitting;
     while (c->at < c->bytes) {
         const mark m = {c->at, c->out.bytes};
-        if (emitting) CMOEI_TRY(cmoei_buffer_add(&c->marks, &m, sizeof m, c->err));
+        CMOEI_TRY(cmoei_buffer_add(&c->marks, &m, sizeof m, c->err));
         CMOEI_TRY(atom(c));
     }
     return c->depth ? broken(c, c->bytes, "a group is not closed") : CMOE_OK;
@@ -434,11 +418,22 @@ static cmoe_status pass(compiler *c, bool emitting)
 
 /* ---- symbols --------------------------------------------------------------------------------- */
 
-static uint64_t sets_of(const compiler *c, uint32_t point)
+/* The sets `point` lies in; *end: where behind it that may change.  Points come in ascending order;
+ * at[i] is the first range of set i that does not end before the last one. */
+static uint64_t sets_of(const compiler *c, int64_t at[MOST_SETS], uint32_t point, uint32_t *end)
 {
     uint64_t sets = 0;
-    for (int32_t i = 0; i < c->sets; i++)
-        sets |= (uint64_t)cmoei_charset_has(&c->set[i], point) << i;
+    *end = CMOEI_CODE_POINTS;
+    for (int32_t i = 0; i < c->sets; i++) {
+        const cmoei_charset *s = &c->set[i];
+        while (at[i] < s->count && s->range[2 * at[i] + 1] < point)
+            at[i]++;
+        if (at[i] == s->count) continue;
+        const uint32_t *range = s->range + 2 * at[i];
+        const bool in = range[0] <= point;
+        sets |= (uint64_t)in << i;
+        *end = CMOEI_MIN(*end, in ? range[1] + 1 : range[0]);
+    }
     return sets;
 }
 
@@ -454,85 +449,110 @@ static cmoe_status symbol_for(compiler *c, uint64_t sets, uint8_t *symbol)
     return CMOE_OK;
 }
 
-/* The first code point behind `point` at which any set begins or ends. */
-static uint32_t next_edge(const compiler *c, uint32_t point)
-{
-    uint32_t edge = CMOEI_CODE_POINTS;
-    for (int32_t i = 0; i < c->sets; i++) {
-        const cmoei_charset *s = &c->set[i];
-        int64_t low = 0, high = s->count; /* ranges that end before or at `point` */
-        while (low < high) {
-            const int64_t mid = low + (high - low) / 2;
-            if (s->range[2 * mid + 1] <= point)
-                low = mid + 1;
-            else
-                high = mid;
-        }
-        /* The one before may end right here. */
-        if (low > 0 && s->range[2 * low - 1] == point) edge = CMOEI_MIN(edge, point + 1);
-        if (low == s->count) continue;
-        edge = CMOEI_MIN(edge,
-                         s->range[2 * low] > point ? s->range[2 * low] : s->range[2 * low + 1] + 1);
-    }
-    return edge;
-}
-
-/* Pages of one symbol, which nearly all are, share a block; uniform[symbol] is its number + 1. */
-static void keep_block(cmoei_pattern *p, int64_t page, const uint8_t *fresh, int64_t uniform[256])
-{
-    const bool same = memcmp(fresh, fresh + 1, 255) == 0;
-    int64_t i = same ? uniform[fresh[0]] : 0;
-    if (i == 0) {
-        memcpy(p->block + p->blocks * 256, fresh, 256);
-        i = ++p->blocks;
-        if (same) uniform[fresh[0]] = i;
-    }
-    p->page[page] = (uint16_t)(i - 1);
-}
-
 enum { PAGES = CMOEI_CODE_POINTS / 256 };
 
-static cmoe_status make_symbols(compiler *c, cmoei_pattern *p, uint8_t *all)
+/* Pages of one symbol, which nearly all are, share a block; uniform[symbol] is its number + 1. */
+static cmoe_status keep_block(compiler *c, uint16_t *page, const uint8_t fresh[256], bool same,
+                              int32_t uniform[256])
 {
+    int32_t i = same ? uniform[fresh[0]] : 0;
+    if (i == 0) {
+        CMOEI_TRY(cmoei_buffer_add(&c->blocks, fresh, 256, c->err));
+        i = (int32_t)(c->blocks.bytes / 256);
+        if (same) uniform[fresh[0]] = i;
+    }
+    *page = (uint16_t)(i - 1);
+    return CMOE_OK;
+}
+
+static cmoe_status make_symbols(compiler *c, cmoei_pattern *p)
+{
+    int64_t at[MOST_SETS] = {0};
+    int32_t uniform[256] = {0};
+    uint8_t fresh[256], symbol = 0;
+    uint32_t end = 0; /* of the code points that have this symbol */
     c->symbols = ASCII;
-    for (uint32_t point = 0; point < ASCII; point++) {
-        c->symbol_sets[point] = sets_of(c, point);
-        all[point] = (uint8_t)point;
-    }
-    for (uint32_t point = ASCII; point < CMOEI_CODE_POINTS;) {
-        const uint32_t end = next_edge(c, point);
-        uint8_t symbol = 0;
-        CMOEI_TRY(symbol_for(c, sets_of(c, point), &symbol));
-        memset(all + point, symbol, end - point);
-        point = end;
-    }
-    p->block = all; /* block i is never behind page i: moved down in place */
-    int64_t uniform[256] = {0};
-    for (int64_t page = 0; page < PAGES; page++) {
-        uint8_t fresh[256];
-        memcpy(fresh, all + page * 256, 256);
-        keep_block(p, page, fresh, uniform);
+    for (uint32_t page = 0; page < PAGES; page++) {
+        const uint32_t behind = (page + 1) * 256;
+        bool same = false;
+        for (uint32_t point = page * 256, stop; point < behind; point = stop) {
+            if (point == end) {
+                const uint64_t sets = sets_of(c, at, point, &end);
+                if (point < ASCII) { /* ASCII keeps its values */
+                    c->symbol_sets[point] = sets;
+                    symbol = (uint8_t)point;
+                    end = point + 1;
+                } else {
+                    CMOEI_TRY(symbol_for(c, sets, &symbol));
+                }
+            }
+            stop = CMOEI_MIN(end, behind);
+            same = stop - point == 256;
+            /* Of a page that is there already the first one says which. */
+            memset(fresh + point % 256, symbol, same && uniform[symbol] ? 1 : stop - point);
+        }
+        CMOEI_TRY(keep_block(c, &p->page[page], fresh, same, uniform));
     }
     return CMOE_OK;
 }
 
-/* The table of symbols, as long as it needs to be. */
+/* Which symbol a code point is. */
 static cmoe_status build_table(compiler *c, cmoei_pattern *p)
 {
-    void *all, *exact;
-    CMOEI_TRY(cmoei_alloc(c->ctx, PAGES * 2, "pattern", (void **)&p->page, c->err));
-    CMOEI_TRY(cmoei_alloc(c->ctx, CMOEI_CODE_POINTS, "pattern", &all, c->err));
-    cmoe_status status = make_symbols(c, p, all);
-    if (status == CMOE_OK) status = cmoei_alloc(c->ctx, p->blocks * 256, "pattern", &exact, c->err);
-    if (status == CMOE_OK) memcpy(exact, all, (size_t)p->blocks * 256);
-    p->block = status == CMOE_OK ? exact : NULL;
-    cmoei_free(c->ctx, all, CMOEI_CODE_POINTS);
-    return status;
+    void *space;
+    CMOEI_TRY(cmoei_alloc(c->ctx, PAGES * 2, "pattern", &space, c->err));
+    p->page = space;
+    CMOEI_TRY(make_symbols(c, p));
+    CMOEI_TRY(cmoei_alloc(c->ctx, c->blocks.bytes, "pattern", &space, c->err));
+    p->block = space;
+    p->blocks = c->blocks.bytes / 256;
+    memcpy(p->block, c->blocks.data, (size_t)c->blocks.bytes);
+    return CMOE_OK;
 }
 
 /* ---- PCRE2 ----------------------------------------------------------------------------------- */
 
-static cmoe_status compile(compiler *c, cmoei_pattern *p, pcre2_general_context *memory)
+static cmoe_status put_set(compiler *c, cmoei_buffer *out, int32_t index)
+{
+    char text[16];
+    int32_t members = 0;
+    CMOEI_TRY(cmoei_buffer_add(out, "[", 1, c->err));
+    for (int32_t i = 0; i < 256; i++) {
+        int32_t end = i;
+        while (end < c->symbols && c->symbol_sets[end] >> index & 1)
+            end++;
+        if (end == i) continue;
+        const int n = snprintf(text, sizeof text, "\\x%02x-\\x%02x", i, end - 1);
+        CMOEI_TRY(cmoei_buffer_add(out, text, n, c->err));
+        members += end - i;
+        i = end - 1;
+    }
+    const char *rest = members ? "]" : "^\\x00-\\xff]";
+    return cmoei_buffer_add(out, rest, (int64_t)strlen(rest), c->err);
+}
+
+/* Every number of a set becomes the class of its symbols; marks move along. */
+static cmoe_status put_sets(compiler *c, cmoei_buffer *out)
+{
+    mark *m = (void *)c->marks.data;
+    int64_t k = 0;
+    const int64_t marks = c->marks.bytes / (int64_t)sizeof *m;
+    for (int64_t i = 0; i < c->out.bytes; i++) {
+        for (; k < marks && m[k].emitted <= i; k++)
+            m[k].emitted = out->bytes;
+        const uint8_t byte = (uint8_t)c->out.data[i];
+        if (byte < ASCII)
+            CMOEI_TRY(cmoei_buffer_add(out, &c->out.data[i], 1, c->err));
+        else
+            CMOEI_TRY(put_set(c, out, byte - ASCII));
+    }
+    for (; k < marks; k++)
+        m[k].emitted = out->bytes;
+    return CMOE_OK;
+}
+
+static cmoe_status compile(compiler *c, cmoei_pattern *p, const cmoei_buffer *text,
+                           pcre2_general_context *memory)
 {
     pcre2_compile_context *context = pcre2_compile_context_create(memory);
     if (!context) return cmoei_fail(c->err, CMOE_ERR_MEMORY, "%s: no memory", c->what);
@@ -541,7 +561,7 @@ static cmoe_status compile(compiler *c, cmoei_pattern *p, pcre2_general_context 
     PCRE2_SIZE offset = 0;
     /* ^ and $ are those of lines in Oniguruma's Ruby syntax. */
     p->code =
-        pcre2_compile((PCRE2_SPTR)c->out.data, (PCRE2_SIZE)c->out.bytes,
+        pcre2_compile((PCRE2_SPTR)text->data, (PCRE2_SIZE)text->bytes,
                       PCRE2_MULTILINE | PCRE2_NEVER_UTF | PCRE2_NEVER_UCP | PCRE2_NEVER_BACKSLASH_C,
                       &code, &offset, context);
     pcre2_compile_context_free(context);
@@ -550,9 +570,9 @@ static cmoe_status compile(compiler *c, cmoei_pattern *p, pcre2_general_context 
         int64_t at = 0;
         for (int64_t i = 0; i < c->marks.bytes / (int64_t)sizeof *m; i++)
             if (m[i].emitted <= (int64_t)offset) at = m[i].source;
-        char text[128];
-        pcre2_get_error_message(code, (PCRE2_UCHAR *)text, sizeof text);
-        return broken(c, at, text);
+        char why[128];
+        pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
+        return broken(c, at, why);
     }
     /* Where there is no JIT, pcre2_match interprets. */
     p->jit = pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE) == 0;
@@ -572,16 +592,19 @@ cmoe_status cmoei_pattern_compile(cmoei_pattern *p, pcre2_general_context *memor
     CMOEI_TRY(cmoei_alloc(ctx, sizeof(compiler), "pattern", &space, err));
     compiler *c = space;
     *c = (compiler){.ctx = ctx, .err = err, .what = what, .source = source, .bytes = bytes};
-    c->out.ctx = c->marks.ctx = ctx;
-    cmoe_status status = pass(c, false);
+    c->out.ctx = c->marks.ctx = c->blocks.ctx = ctx;
+    cmoei_buffer text = {.ctx = ctx};
+    cmoe_status status = read_pattern(c);
     if (status == CMOE_OK) status = build_table(c, p);
-    if (status == CMOE_OK) status = pass(c, true);
-    if (status == CMOE_OK) status = compile(c, p, memory);
+    if (status == CMOE_OK) status = put_sets(c, &text);
+    if (status == CMOE_OK) status = compile(c, p, &text, memory);
     if (status != CMOE_OK) cmoei_pattern_free(p);
     for (int32_t i = 0; i < c->sets; i++)
         cmoei_charset_free(&c->set[i]);
     cmoei_buffer_free(&c->out);
     cmoei_buffer_free(&c->marks);
+    cmoei_buffer_free(&c->blocks);
+    cmoei_buffer_free(&text);
     cmoei_free(ctx, c, sizeof *c);
     return status;
 }

@@ -78,6 +78,11 @@ static int64_t run_of(uint32_t c)
     return low;
 }
 
+static uint32_t run_end(int64_t i)
+{
+    return i + 1 < cmoei_unicode_run_count ? cmoei_unicode_runs[i + 1] >> 8 : CMOEI_CODE_POINTS;
+}
+
 int32_t cmoei_unicode_category(uint32_t c)
 {
     return (int32_t)(cmoei_unicode_runs[run_of(c)] & 0xff);
@@ -156,11 +161,25 @@ static cmoe_status charset_reserve(cmoei_charset *s, int64_t count, cmoe_error *
     return CMOE_OK;
 }
 
+/* The first range that does not end before c. */
+static int64_t range_at(const cmoei_charset *s, uint32_t c)
+{
+    int64_t low = 0, high = s->count;
+    while (low < high) {
+        const int64_t mid = low + (high - low) / 2;
+        if (s->range[2 * mid + 1] < c)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
 cmoe_status cmoei_charset_add(cmoei_charset *s, uint32_t first, uint32_t last, cmoe_error *err)
 {
-    int64_t i = s->count; /* the first range that could touch the new one */
-    while (i > 0 && s->range[2 * i - 1] + 1 >= first)
-        i--;
+    /* The first range that could touch the new one; most come in ascending order. */
+    int64_t i = s->count;
+    if (i && s->range[2 * i - 1] + 1 >= first) i = range_at(s, first ? first - 1 : 0);
     int64_t j = i; /* behind the last one that does */
     for (; j < s->count && s->range[2 * j] <= last + 1; j++) {
         first = CMOEI_MIN(first, s->range[2 * j]);
@@ -175,11 +194,22 @@ cmoe_status cmoei_charset_add(cmoei_charset *s, uint32_t first, uint32_t last, c
     return CMOE_OK;
 }
 
+/* One walk through both: put in range by range, each would move what lies behind it. */
 cmoe_status cmoei_charset_union(cmoei_charset *s, const cmoei_charset *other, cmoe_error *err)
 {
-    for (int64_t i = 0; i < other->count; i++)
-        CMOEI_TRY(cmoei_charset_add(s, other->range[2 * i], other->range[2 * i + 1], err));
-    return CMOE_OK;
+    cmoei_charset out = {.ctx = s->ctx};
+    if (!other->count) return CMOE_OK;
+    CMOEI_TRY(charset_reserve(&out, s->count + other->count, err));
+    cmoe_status status = CMOE_OK;
+    for (int64_t i = 0, j = 0; (i < s->count || j < other->count) && status == CMOE_OK;) {
+        const bool mine =
+            j == other->count || (i < s->count && s->range[2 * i] < other->range[2 * j]);
+        const uint32_t *r = mine ? s->range + 2 * i++ : other->range + 2 * j++;
+        status = cmoei_charset_add(&out, r[0], r[1], err);
+    }
+    cmoei_charset_free(s);
+    *s = out;
+    return status;
 }
 
 cmoe_status cmoei_charset_invert(cmoei_charset *s, cmoe_error *err)
@@ -205,15 +235,8 @@ cmoe_status cmoei_charset_invert(cmoei_charset *s, cmoe_error *err)
 
 bool cmoei_charset_has(const cmoei_charset *s, uint32_t c)
 {
-    int64_t low = 0, high = s->count;
-    while (low < high) {
-        const int64_t mid = low + (high - low) / 2;
-        if (s->range[2 * mid + 1] < c)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    return low < s->count && s->range[2 * low] <= c;
+    const int64_t i = range_at(s, c);
+    return i < s->count && s->range[2 * i] <= c;
 }
 
 static cmoe_status fold_one(cmoei_charset *s, uint32_t c, cmoe_error *err)
@@ -237,16 +260,24 @@ enum {
             1u << CMOEI_CAT_NL | 1u << CMOEI_CAT_SO
 };
 
+static cmoe_status fold_range(cmoei_charset *s, uint32_t first, uint32_t last, cmoe_error *err)
+{
+    for (int64_t k = run_of(first); first <= last; k++) {
+        const uint32_t end = CMOEI_MIN(run_end(k), last + 1);
+        const bool cased = (unsigned)CASED >> (cmoei_unicode_runs[k] & 0xff) & 1;
+        for (; cased && first < end; first++)
+            CMOEI_TRY(fold_one(s, first, err));
+        first = end;
+    }
+    return CMOE_OK;
+}
+
 cmoe_status cmoei_charset_fold(cmoei_charset *s, cmoe_error *err)
 {
     cmoei_charset before = {.ctx = s->ctx};
     cmoe_status status = cmoei_charset_union(&before, s, err);
-    for (int64_t k = 0; before.count && k + 1 < cmoei_unicode_run_count; k++) {
-        const uint32_t first = cmoei_unicode_runs[k] >> 8, end = cmoei_unicode_runs[k + 1] >> 8;
-        if (!((unsigned)CASED >> (cmoei_unicode_runs[k] & 0xff) & 1)) continue;
-        for (uint32_t c = first; c < end && status == CMOE_OK; c++)
-            if (cmoei_charset_has(&before, c)) status = fold_one(s, c, err);
-    }
+    for (int64_t i = 0; i < before.count && status == CMOE_OK; i++)
+        status = fold_range(s, before.range[2 * i], before.range[2 * i + 1], err);
     cmoei_charset_free(&before);
     return status;
 }
@@ -263,9 +294,7 @@ static cmoe_status add_categories(cmoei_charset *s, uint32_t wanted, cmoe_error 
 {
     for (int64_t i = 0; i < cmoei_unicode_run_count; i++) {
         if (!(wanted >> (cmoei_unicode_runs[i] & 0xff) & 1)) continue;
-        const uint32_t end =
-            i + 1 < cmoei_unicode_run_count ? cmoei_unicode_runs[i + 1] >> 8 : CMOEI_CODE_POINTS;
-        CMOEI_TRY(cmoei_charset_add(s, cmoei_unicode_runs[i] >> 8, end - 1, err));
+        CMOEI_TRY(cmoei_charset_add(s, cmoei_unicode_runs[i] >> 8, run_end(i) - 1, err));
     }
     return CMOE_OK;
 }
