@@ -379,11 +379,11 @@ static bool lex_name(jj_lexer *x, jj_token *out, bool *is_name)
 static bool lex_operator(jj_lexer *x, jj_token *out)
 {
     jj_token_kind found = JJ_T_END;
+    const char c = x->text[x->at];
     for (jj_token_kind k = JJ_T_ADD; k <= JJ_T_RBRACE; k++)
-        if (looking_at(x, x->at, names[k]) &&
+        if (names[k][0] == c && looking_at(x, x->at, names[k]) &&
             (found == JJ_T_END || strlen(names[k]) > strlen(names[found])))
             found = k;
-    const char c = x->text[x->at];
     if (found == JJ_T_END)
         return cmoei_jj_fail(x->e, "unexpected character %.*s", (unsigned char)c < 0x80 ? 1 : 4,
                              x->text + x->at);
