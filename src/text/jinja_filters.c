@@ -110,7 +110,8 @@ bool cmoei_jj_f_center(jj_env *e, const jj_call *c, jj_value *out)
     int64_t width = 80;
     JJ_TRY(cmoei_jj_self_string(e, c, &s) && cmoei_jj_arg_int(e, c, 0, 80, &width));
     const int64_t mark = e->out_bytes;
-    const int64_t pad = width - s->chars, left = pad / 2 + (pad & width & 1);
+    const int64_t pad = CMOEI_MAX(width, s->chars) - s->chars;
+    const int64_t left = pad / 2 + (pad & width & 1);
     return cmoei_jj_put_char(e, ' ', left) && cmoei_jj_put(e, s->data, s->bytes) &&
            cmoei_jj_put_char(e, ' ', pad - left) && cmoei_jj_cut(e, mark, out);
 }

@@ -183,6 +183,7 @@ bool cmoei_jj_m_split(jj_env *e, const jj_call *c, jj_value *out)
     const bool right = c->what->tag == JJ_RIGHT;
     int64_t most = -1;
     JJ_TRY(cmoei_jj_arg_string(e, c, 0, &by) && cmoei_jj_arg_int(e, c, 1, -1, &most));
+    most = CMOEI_MAX(most, (int64_t)-1); /* all of them; it is counted down */
     JJ_TRY(cmoei_jj_list_make(e, JJ_LIST, 0, out) && cmoei_jj_work(e, s->bytes));
     if (by && by->bytes == 0) return cmoei_jj_fail(e, "empty separator");
     if (!by)
@@ -340,6 +341,7 @@ bool cmoei_jj_replace(jj_env *e, const jj_string *s, const jj_string *old, const
 {
     const int64_t mark = e->out_bytes;
     int64_t from = 0, at = 0;
+    most = CMOEI_MAX(most, (int64_t)-1); /* all of them; it is counted down */
     if (old->bytes == 0) {
         for (; most != 0 && from <= s->bytes; most--) {
             JJ_TRY(cmoei_jj_put(e, now->data, now->bytes) && cmoei_jj_work(e, 8));
@@ -400,7 +402,7 @@ bool cmoei_jj_m_justify(jj_env *e, const jj_call *c, jj_value *out)
     if (fill && fill->chars != 1)
         return cmoei_jj_fail(e, "the fill character must be exactly one character long");
     const int32_t ch = fill ? cmoei_jj_utf8_next(fill->data, fill->bytes, &at) : ' ';
-    const int64_t mark = e->out_bytes, pad = CMOEI_MAX(width - s->chars, (int64_t)0);
+    const int64_t mark = e->out_bytes, pad = CMOEI_MAX(width, s->chars) - s->chars;
     const int64_t half = pad / 2 + (pad & width & 1);
     const int64_t left = c->what->tag == JJ_LEFT ? pad : c->what->tag == JJ_RIGHT ? 0 : half;
     return cmoei_jj_put_char(e, ch, left) && cmoei_jj_put(e, s->data, s->bytes) &&
@@ -415,7 +417,8 @@ bool cmoei_jj_m_zfill(jj_env *e, const jj_call *c, jj_value *out)
     JJ_TRY(cmoei_jj_arg_int(e, c, 0, 0, &width));
     const int64_t mark = e->out_bytes;
     const int64_t sign = s->bytes && (s->data[0] == '-' || s->data[0] == '+');
-    return cmoei_jj_put(e, s->data, sign) && cmoei_jj_put_char(e, '0', width - s->chars) &&
+    const int64_t pad = CMOEI_MAX(width, s->chars) - s->chars;
+    return cmoei_jj_put(e, s->data, sign) && cmoei_jj_put_char(e, '0', pad) &&
            cmoei_jj_put(e, s->data + sign, s->bytes - sign) && cmoei_jj_cut(e, mark, out);
 }
 

@@ -46,6 +46,29 @@ static void renders(const char *source, const char *variables, const cmoe_render
     cmoe_text_free(env.ctx, text, bytes);
 }
 
+/* Widths that are smaller than the text, and counts below zero, down to the least integer there is. */
+static void least_integer(void **state)
+{
+#define LEAST "(-9223372036854775807 - 1)"
+    static const sample all[] = {{"{{ 'ab' | center(1) }}|{{ '' | center(-1) }}", "ab|"},
+                                 {"{{ 'abc' | center(" LEAST ") }}", "abc"},
+                                 {"{{ 'abc'.center(" LEAST ") }}", "abc"},
+                                 {"{{ 'abc'.ljust(" LEAST ") }}", "abc"},
+                                 {"{{ 'abc'.rjust(" LEAST ") }}", "abc"},
+                                 {"{{ '-7'.zfill(" LEAST ") }}", "-7"},
+                                 {"{{ 'aab' | replace('a', 'x', " LEAST ") }}", "xxb"},
+                                 {"{{ 'aab'.replace('a', 'x', " LEAST ") }}", "xxb"},
+                                 {"{{ 'ab'.replace('', '.', " LEAST ") }}", ".a.b."},
+                                 {"{{ 'a b c'.split(none, " LEAST ") | join('-') }}", "a-b-c"},
+                                 {"{{ 'a b c'.split(' ', " LEAST ") | join('-') }}", "a-b-c"},
+                                 {"{{ 'a b c'.rsplit(none, " LEAST ") | join('-') }}", "a-b-c"},
+                                 {"{{ 'a b c'.rsplit(' ', " LEAST ") | join('-') }}", "a-b-c"}};
+#undef LEAST
+    (void)state;
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        renders(all[i].source, "{}", NULL, all[i].want);
+}
+
 static void refuses(const char *source, const cmoe_render_options *o, const char *want)
 {
     char *text = NULL;
@@ -407,7 +430,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(errors),   cmocka_unit_test(limits),    cmocka_unit_test(appending),
         cmocka_unit_test(time_now), cmocka_unit_test(variables), cmocka_unit_test(arguments),
-        cmocka_unit_test(places),   cmocka_unit_test(no_memory),
+        cmocka_unit_test(places),   cmocka_unit_test(no_memory), cmocka_unit_test(least_integer),
     };
     env = unit_open(1);
     const int failed = UNIT_RUN("template", tests);
