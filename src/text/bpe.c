@@ -31,7 +31,7 @@ cmoe_status cmoei_text_alloc(cmoei_text_pool *p, int64_t n, int64_t element_byte
         !cmoei_add(bytes, BLOCK + 2 * BLOCK_HEAD, &(int64_t){0}))
         return cmoei_fail(err, CMOE_ERR_MEMORY, "tokenizer: %lld elements of %lld bytes",
                           (long long)n, (long long)element_bytes);
-    bytes = cmoei_round_up(bytes, 16);
+    bytes = cmoei_round_up(CMOEI_MAX(bytes, (int64_t)1), 16); /* nothing has an address, too */
     if (bytes > p->left) {
         void *space;
         const int64_t size = BLOCK_HEAD + CMOEI_MAX(bytes, BLOCK);

@@ -163,16 +163,19 @@ static cmoe_status metaspace(cmoei_decode *d, int32_t i, const char *s, int64_t 
     cmoei_buffer *b = &d->stage[i].held;
     const cmoei_text blank = {" ", d->stage[i].tokens == 1 && k->prepend ? 0 : 1};
     b->bytes = 0;
-    CMOEI_TRY(cmoei_replace(b, s, bytes, k->from, blank, err));
+    CMOEI_TRY(cmoei_replace(b, s, bytes, k->from, blank, INT64_MAX, err));
     return stage_in(d, i + 1, b->data, b->bytes, begin, err);
 }
+
+enum { MOST_MORE = 1 << 20 }; /* bytes that one step adds to one token */
 
 static cmoe_status replace(cmoei_decode *d, int32_t i, const char *s, int64_t bytes, bool begin,
                            cmoe_error *err)
 {
     cmoei_buffer *b = &d->stage[i].held;
     b->bytes = 0;
-    CMOEI_TRY(cmoei_replace(b, s, bytes, d->t->decoder[i].from, d->t->decoder[i].to, err));
+    const int64_t most = MOST_MORE + bytes;
+    CMOEI_TRY(cmoei_replace(b, s, bytes, d->t->decoder[i].from, d->t->decoder[i].to, most, err));
     return stage_in(d, i + 1, b->data, b->bytes, begin, err);
 }
 

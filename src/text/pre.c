@@ -87,7 +87,7 @@ static cmoe_status metaspace(cmoei_encoder *e, int32_t step, const char *s, int6
     if (!there &&
         (p->prepend == CMOEI_PREPEND_ALWAYS || (p->prepend == CMOEI_PREPEND_FIRST && first)))
         CMOEI_TRY(cmoei_buffer_add(b, p->blank.s, p->blank.bytes, e->err));
-    CMOEI_TRY(cmoei_replace(b, s, bytes, (cmoei_text){" ", 1}, p->blank, e->err));
+    CMOEI_TRY(cmoei_replace(b, s, bytes, (cmoei_text){" ", 1}, p->blank, INT64_MAX, e->err));
     if (!p->split) return run_from(e, step + 1, b->data, b->bytes, first);
     int64_t begin = 0;
     for (int64_t at = 0; at < b->bytes; at += cmoei_utf8_bytes(b->data[at])) {

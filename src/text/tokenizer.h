@@ -141,6 +141,10 @@ cmoe_status cmoei_added_split(cmoei_encoder *e, const cmoei_tree *tree, const ch
 cmoe_status cmoei_tree_build(cmoe_tokenizer *t, cmoei_tree *tree, const cmoei_text *content,
                              const int32_t *token, int64_t count, cmoe_error *err);
 
+/* What normalizers may make of a text: `more` bytes and so many times its own, twice what the worst
+ * character and form need (U+FDFA in NFKD).  Replacements in a row multiply. */
+enum { CMOEI_NORMAL_MORE = 1 << 20, CMOEI_NORMAL_TIMES = 32 };
+
 /* pre_normalize.c: the result is *s itself or lies in one of the two buffers. */
 cmoe_status cmoei_normalizers_run(const cmoe_tokenizer *t, cmoei_buffer work[2], cmoei_text *s,
                                   cmoe_error *err);
@@ -176,8 +180,8 @@ cmoe_status cmoei_decode_push(cmoei_decode *d, int32_t id, cmoe_error *err);
 cmoe_status cmoei_decode_finish(cmoei_decode *d, cmoe_error *err);
 void cmoei_decode_close(cmoei_decode *d);
 
-/* Appends s with every `from` replaced by `to`, left to right. */
+/* Appends s with every `from` replaced by `to`, left to right.  CMOE_ERR_RANGE: more than `most` bytes. */
 cmoe_status cmoei_replace(cmoei_buffer *out, const char *s, int64_t bytes, cmoei_text from,
-                          cmoei_text to, cmoe_error *err);
+                          cmoei_text to, int64_t most, cmoe_error *err);
 
 #endif

@@ -147,6 +147,7 @@ cmoe_status cmoei_load_trees(cmoei_loader *l)
     void *contents, *tokens;
     CMOEI_TRY(cmoei_text_alloc(&t->pool, t->added_count, sizeof(cmoei_text), &contents, l->err));
     CMOEI_TRY(cmoei_text_alloc(&t->pool, t->added_count, 4, &tokens, l->err));
+    int64_t before = 0, behind = 0; /* bytes of those that are normalised */
     for (int32_t normalized = 0; normalized < 2; normalized++) {
         int64_t n = 0;
         for (int64_t i = 0; i < 2 * t->added_count; i++) {
@@ -157,6 +158,7 @@ cmoe_status cmoei_load_trees(cmoei_loader *l)
                 cmoei_buffer work[2] = {{.ctx = t->ctx}, {.ctx = t->ctx}};
                 cmoei_text s = a->content;
                 void *p = NULL;
+                before += s.bytes;
                 cmoe_status status = cmoei_normalizers_run(t, work, &s, l->err);
                 if (status == CMOE_OK) status = cmoei_text_alloc(&t->pool, s.bytes, 1, &p, l->err);
                 if (status == CMOE_OK && s.bytes) memcpy(p, s.s, (size_t)s.bytes);
@@ -164,6 +166,11 @@ cmoe_status cmoei_load_trees(cmoei_loader *l)
                 cmoei_buffer_free(&work[1]);
                 CMOEI_TRY(status);
                 a->content = (cmoei_text){p, s.bytes};
+                behind += s.bytes;
+                if (behind > CMOEI_NORMAL_MORE + CMOEI_NORMAL_TIMES * before)
+                    return cmoei_loader_fail(l, CMOE_ERR_RANGE, &(cmoei_place){"added_tokens"},
+                                             "more than %lld bytes out of %lld when normalised",
+                                             (long long)behind, (long long)before);
             }
             if (!a->content.bytes)
                 return cmoei_loader_fail(

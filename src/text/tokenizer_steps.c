@@ -310,11 +310,16 @@ cmoe_status cmoei_load_decoders(cmoei_loader *l, const json_t *value)
 
 /* ---- post_processor ---------------------------------------------------------------------------- */
 
+enum { MOST_AROUND = 1024 }; /* published ones have one or two */
+
 /* list = ids + list (front), or list + ids. */
 static cmoe_status put_ids(cmoei_loader *l, int32_t **list, int64_t *count, const int32_t *ids,
                            int64_t n, bool front)
 {
     void *p;
+    if (*count + n > MOST_AROUND)
+        return cmoei_loader_fail(l, CMOE_ERR_RANGE, &(cmoei_place){"post_processor"},
+                                 "more than %d tokens on one side of a text", MOST_AROUND);
     CMOEI_TRY(cmoei_text_alloc(&l->t->pool, *count + n, 4, &p, l->err));
     int32_t *all = p;
     if (*count) memcpy(all + (front ? n : 0), *list, (size_t)*count * 4);

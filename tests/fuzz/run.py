@@ -65,7 +65,7 @@ def fuzz(name, runs):
     text = done.stdout.decode(errors="replace")
     ran = re.search(r"number_of_executed_units:\s*(\d+)", text)
     count = int(ran.group(1)) if ran else 0
-    good = done.returncode == 0 and count > 0
+    good = done.returncode == 0 and count >= (runs or 1)
     if not good:
         print(text[-6000:])
     print("fuzz_%s: %d runs in %.0f s, %s" % (name, count, time.monotonic() - begin,

@@ -351,6 +351,12 @@ static void test_encode(void **state)
     t = make("{" MODEL(",\"unk_token\":\"<u>\",\"fuse_unk\":true") "}");
     encodes(t, "azzbz", "0 3 1 3");
     cmoe_tokenizer_free(t);
+    t = make(VOCAB("", "")); /* nothing at all */
+    assert_int_equal(cmoe_tokenizer_size(t), 0);
+    encodes(t, "", "");
+    encodes(t, "ab", "");
+    cmoe_tokenizer_free(t);
+    refused(VOCAB("", "\"a b\""), CMOE_ERR_FORMAT, "\"a\" is not in vocab");
     cmoe_tokenizer_free(NULL);
 }
 
@@ -517,6 +523,54 @@ static void test_long_tokens(void **state)
         cmoe_tokenizer_free(t);
     }
     free(text);
+}
+
+/* Sixteen replacements of one character by ninety would make 10^31 bytes of it. */
+static void test_growth(void **state)
+{
+    static const char *const parts[][4] = {
+        {"\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[",
+         "\"pattern\":{\"String\":\"a\"}", "]}", ""},
+        {"\"decoder\":{\"type\":\"Sequence\",\"decoders\":[", "\"pattern\":{\"String\":\"a\"}",
+         "]}", ""},
+        {"\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[",
+         "\"pattern\":{\"String\":\"a\"}", "]}",
+         ",\"added_tokens\":[{\"id\":9,\"content\":\"<a>\",\"normalized\":true}]"}};
+    (void)state;
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        static char json[1 << 13];
+        int64_t at = sprintf(json, "{%s", parts[i][0]);
+        for (int k = 0; k < 16; k++) {
+            at += sprintf(json + at, "%s{\"type\":\"Replace\",%s,\"content\":\"", k ? "," : "",
+                          parts[i][1]);
+            memset(json + at, 'a', 90);
+            at += sprintf(json + at + 90, "\"}") + 90;
+        }
+        sprintf(json + at, "%s%s," MODEL("") "}", parts[i][2], parts[i][3]);
+        if (i == 2) {
+            refused(json, CMOE_ERR_RANGE, "Replace: more than ");
+            continue;
+        }
+        cmoe_tokenizer *t = make(json);
+        int64_t n = -5;
+        if (i == 0)
+            UNIT_FAILS(cmoe_tokenizer_encode(t, NULL, "a", 1, NULL, 0, &n, &err), CMOE_ERR_RANGE,
+                       "Replace: more than 1048608 bytes out of a text of ");
+        else
+            UNIT_FAILS(cmoe_tokenizer_decode(t, (const int32_t[]){0}, 1, 0, NULL, 0, &n, &err),
+                       CMOE_ERR_RANGE, "Replace: more than ");
+        assert_int_equal(n, -5);
+        cmoe_tokenizer_free(t);
+    }
+    /* A template of few tokens may name one of many ids many times. */
+    static char json[1 << 14];
+    int64_t at =
+        sprintf(json, "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"special_tokens\":"
+                      "{\"s\":{\"ids\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}},\"single\":[");
+    for (int k = 0; k < 65; k++)
+        at += sprintf(json + at, "{\"SpecialToken\":{\"id\":\"s\"}},");
+    sprintf(json + at, "{\"Sequence\":{\"id\":\"A\"}}]}," MODEL("") "}");
+    refused(json, CMOE_ERR_RANGE, "post_processor: more than 1024 tokens on one side of a text");
 }
 
 /* Sets of characters against a bit for each. */
@@ -997,7 +1051,7 @@ int main(void)
         cmocka_unit_test(test_throughput),   cmocka_unit_test(test_threads),
         cmocka_unit_test(test_long_pieces),  cmocka_unit_test(test_added_random),
         cmocka_unit_test(test_added_spaces), cmocka_unit_test(test_long_tokens),
-        cmocka_unit_test(test_charset)};
+        cmocka_unit_test(test_charset),      cmocka_unit_test(test_growth)};
     cmoe_error err = {0};
     if (cmoe_ctx_create(&ctx, NULL, &err) != CMOE_OK) return 2;
     const int failed = UNIT_RUN("unit_tokenizer", tests);
