@@ -239,7 +239,9 @@ bool cmoei_charset_has(const cmoei_charset *s, uint32_t c)
     return i < s->count && s->range[2 * i] <= c;
 }
 
-static cmoe_status fold_one(cmoei_charset *s, uint32_t c, cmoe_error *err)
+/* first..last is in s already; the other case is mostly in there. */
+static cmoe_status fold_one(cmoei_charset *s, uint32_t c, uint32_t first, uint32_t last,
+                            cmoe_error *err)
 {
     /* Two letters of ASCII have a partner outside of it: the long s and the Kelvin sign. */
     const uint32_t upper = (uint32_t)utf8proc_toupper((int32_t)c);
@@ -249,7 +251,8 @@ static cmoe_status fold_one(cmoei_charset *s, uint32_t c, cmoe_error *err)
                               : upper == 'K' ? 0x212a
                                              : c};
     for (int64_t i = 0; i < CMOEI_COUNT(other); i++)
-        if (other[i] < CMOEI_CODE_POINTS && !cmoei_charset_has(s, other[i]))
+        if ((other[i] < first || other[i] > last) && other[i] < CMOEI_CODE_POINTS &&
+            !cmoei_charset_has(s, other[i]))
             CMOEI_TRY(cmoei_charset_add(s, other[i], other[i], err));
     return CMOE_OK;
 }
@@ -262,12 +265,13 @@ enum {
 
 static cmoe_status fold_range(cmoei_charset *s, uint32_t first, uint32_t last, cmoe_error *err)
 {
-    for (int64_t k = run_of(first); first <= last; k++) {
+    uint32_t c = first;
+    for (int64_t k = run_of(first); c <= last; k++) {
         const uint32_t end = CMOEI_MIN(run_end(k), last + 1);
         const bool cased = (unsigned)CASED >> (cmoei_unicode_runs[k] & 0xff) & 1;
-        for (; cased && first < end; first++)
-            CMOEI_TRY(fold_one(s, first, err));
-        first = end;
+        for (; cased && c < end; c++)
+            CMOEI_TRY(fold_one(s, c, first, last, err));
+        c = end;
     }
     return CMOE_OK;
 }

@@ -9,6 +9,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <utf8proc.h>
+
 #include "cmoe/text.h"
 #include "text/tokenizer.h"
 
@@ -523,6 +525,35 @@ static void test_long_tokens(void **state)
         cmoe_tokenizer_free(t);
     }
     free(text);
+}
+
+/* Folded: whatever a member becomes in upper or lower case is a member. */
+static void test_charset_fold(void **state)
+{
+    static const char *const names[] = {"L", "Lu", "Ll", "N", "So", "M"};
+    (void)state;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        cmoei_charset set = {.ctx = ctx}, before = {.ctx = ctx};
+        bool known;
+        UNIT_OK(cmoei_charset_property(&before, names[i], (int64_t)strlen(names[i]), &known, &err));
+        UNIT_OK(cmoei_charset_union(&set, &before, &err));
+        UNIT_OK(cmoei_charset_fold(&set, &err));
+        static bool want[CMOEI_CODE_POINTS];
+        memset(want, 0, sizeof want);
+        for (int32_t c = 0; c < CMOEI_CODE_POINTS; c++) {
+            if (!cmoei_charset_has(&before, (uint32_t)c)) continue;
+            const int32_t upper = utf8proc_toupper(c);
+            want[c] = want[upper] = want[utf8proc_tolower(c)] = want[utf8proc_tolower(upper)] =
+                true;
+            if (upper == 'S') want[0x17f] = true;
+            if (upper == 'K') want[0x212a] = true;
+        }
+        for (uint32_t c = 0; c < CMOEI_CODE_POINTS; c++)
+            if (cmoei_charset_has(&set, c) != want[c])
+                fail_msg("%s: U+%04X is %s", names[i], c, want[c] ? "missing" : "too much");
+        cmoei_charset_free(&set);
+        cmoei_charset_free(&before);
+    }
 }
 
 /* Sixteen replacements of one character by ninety would make 10^31 bytes of it. */
@@ -1051,7 +1082,8 @@ int main(void)
         cmocka_unit_test(test_throughput),   cmocka_unit_test(test_threads),
         cmocka_unit_test(test_long_pieces),  cmocka_unit_test(test_added_random),
         cmocka_unit_test(test_added_spaces), cmocka_unit_test(test_long_tokens),
-        cmocka_unit_test(test_charset),      cmocka_unit_test(test_growth)};
+        cmocka_unit_test(test_charset),      cmocka_unit_test(test_growth),
+        cmocka_unit_test(test_charset_fold)};
     cmoe_error err = {0};
     if (cmoe_ctx_create(&ctx, NULL, &err) != CMOE_OK) return 2;
     const int failed = UNIT_RUN("unit_tokenizer", tests);
