@@ -106,6 +106,17 @@ CMOE_API cmoe_status cmoe_combine(cmoe_stream *s, const cmoe_combine_options *o,
                                   cmoe_view weights, const cmoe_groups *groups, cmoe_view shared,
                                   cmoe_view_mut out, cmoe_arena *scratch, cmoe_error *err);
 
+/* drows[r, h] = scale * weights[t, k] * dout[t, h]    for row r of slot (t, k)
+ * dweights[t, k] = scale * sum over h of rows[r, h] * dout[t, h], 0 for dropped slots
+ *
+ * Either output may be "not given"; rows are only read for dweights.  weights not given: 1.  float32;
+ * padding rows of drows are not written.  The shared row's gradient is dout itself. */
+CMOE_API cmoe_status cmoe_combine_backward(cmoe_stream *s, const cmoe_combine_options *o,
+                                           cmoe_view rows, cmoe_view weights,
+                                           const cmoe_groups *groups, cmoe_view dout,
+                                           cmoe_view_mut drows, cmoe_view_mut dweights,
+                                           cmoe_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -89,6 +89,39 @@ CMOE_API cmoe_status cmoe_attention(cmoe_stream *s, const cmoe_attention_options
                                     const cmoe_kv *kv, const cmoe_batch *batch, cmoe_view sinks,
                                     cmoe_view_mut out, cmoe_arena *scratch, cmoe_error *err);
 
+/* ---- training: whole sequences, without a cache -------------------------------------------------- */
+
+typedef struct cmoe_attention_rows_options {
+    size_t size;
+    int64_t heads, kv_heads; /* heads is a multiple of kv_heads */
+    float scale;             /* 0 (default): 1 / sqrt(head_dim) */
+    int32_t reserved;
+} cmoe_attention_rows_options;
+
+CMOE_API void cmoe_attention_rows_options_default(cmoe_attention_rows_options *o, size_t size);
+
+CMOE_API cmoe_status cmoe_attention_rows_bytes(cmoe_ctx *ctx, const cmoe_attention_rows_options *o,
+                                               int64_t tokens, int64_t head_dim, int64_t *host,
+                                               int64_t *device, cmoe_error *err);
+
+/* q [T, heads * d], k, v [T, kv_heads * d] -> out [T, heads * d], all float32, last dimension
+ * contiguous.  Token t sees the keys of tokens [see[t, 0], see[t, 1]) and [see[t, 2], see[t, 3]), see
+ * int32 [T, 4]; the second range begins at or behind the end of the first, either may be empty: so
+ * packed documents, windows, block-causal masks and the two halves of block diffusion are all the
+ * same.  A token that sees nothing gives zeros.  sinks [heads] or not given.  lse float32 [T, heads]:
+ * logarithm of the sum of exponentials, sink included; what backward needs. */
+CMOE_API cmoe_status cmoe_attention_rows(cmoe_stream *s, const cmoe_attention_rows_options *o,
+                                         cmoe_view q, cmoe_view k, cmoe_view v, cmoe_view see,
+                                         cmoe_view sinks, cmoe_view_mut out, cmoe_view_mut lse,
+                                         cmoe_arena *scratch, cmoe_error *err);
+/* dq, dk, dv as q, k, v, written whole; dsinks [heads] or not given.  A key's gradient is a sum over
+ * the heads of its group and over ascending queries, whatever else is in the batch. */
+CMOE_API cmoe_status cmoe_attention_rows_backward(
+    cmoe_stream *s, const cmoe_attention_rows_options *o, cmoe_view q, cmoe_view k, cmoe_view v,
+    cmoe_view see, cmoe_view sinks, cmoe_view out, cmoe_view lse, cmoe_view dout,
+    const cmoe_units *units, cmoe_view_mut dq, cmoe_view_mut dk, cmoe_view_mut dv,
+    cmoe_view_mut dsinks, cmoe_arena *scratch, cmoe_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -205,6 +205,23 @@ CMOE_API cmoe_arena cmoe_arena_make(void *base, int64_t bytes);
  * `in`. */
 CMOE_API cmoe_status cmoe_convert(cmoe_stream *s, cmoe_view in, cmoe_view_mut out, cmoe_error *err);
 
+/* ---- training -------------------------------------------------------------------------------- */
+
+/* The micro-batch units of a training step that a call holds: tokens [first[u], first[u + 1]) are unit
+ * u; first[0] = 0, first[count] = T, count is a power of two from 1 to CMOE_UNITS_MOST.  The gradient of
+ * what tokens share is a sum: inside a unit over ascending tokens, the units as a balanced binary tree
+ * ((0+1)+(2+3))+...  So it does not depend on how the units of a step are spread over calls, threads or
+ * ranks.  NULL where a call takes units: all tokens are one. */
+enum { CMOE_UNITS_MOST = 64 };
+typedef struct cmoe_units {
+    int64_t count;
+    const int64_t *first; /* [count + 1] */
+} cmoe_units;
+
+/* What backward needs of a forward.  Carved from the caller's arena, so it lives as long as that, and
+ * there is nothing to free. */
+typedef struct cmoe_saved cmoe_saved;
+
 /* ---- random numbers -------------------------------------------------------------------------- */
 
 /* A function of (seed, position, draw), not a stream (Philox 4x32-10): the same on every platform,

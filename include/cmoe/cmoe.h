@@ -17,5 +17,6 @@
 #include "cmoe/matmul.h"
 #include "cmoe/ops.h"
 #include "cmoe/route.h"
+#include "cmoe/trainable.h"
 
 #endif

@@ -11,6 +11,7 @@
 #include "cmoe/align.h"
 #include "cmoe/base.h"
 #include "cmoe/matmul.h" /* activations */
+#include "cmoe/trainable.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -89,6 +90,44 @@ CMOE_API cmoe_status cmoe_experts_bytes(const cmoe_experts *x, int64_t tokens, i
 CMOE_API cmoe_status cmoe_experts_run(cmoe_stream *s, const cmoe_experts *experts, cmoe_view x,
                                       cmoe_view ids, cmoe_view weights, cmoe_view shared,
                                       cmoe_view_mut out, cmoe_arena *scratch, cmoe_error *err);
+
+/* ---- training ------------------------------------------------------------------------------------
+ *
+ * The same MLP on weights that change.  Of the options activation, swiglu_limit, alpha, ungated,
+ * first_expert, and interleaved and up_first, which say how the outputs of w13 stand, count; formats
+ * are the weights'.  float32 tensors, last dimension contiguous. */
+typedef struct cmoe_experts_weights {
+    const cmoe_trainable *w13; /* [E, 2I, H], ungated [E, I, H] */
+    const cmoe_trainable *w2;  /* [E, H, I] */
+} cmoe_experts_weights;
+
+/* `keep`: what stays in the arena of saved values; `host`: scratch of forward and of backward. */
+CMOE_API cmoe_status cmoe_experts_train_bytes(const cmoe_experts_options *o,
+                                              const cmoe_experts_weights *w, int64_t tokens,
+                                              int64_t topk, int64_t *keep, int64_t *host,
+                                              int64_t *device, cmoe_error *err);
+/* out [T, H] as cmoe_experts_run, with the same bits in f32.  saved NULL: nothing is kept, and keep may
+ * be NULL. */
+CMOE_API cmoe_status cmoe_experts_train(cmoe_stream *s, const cmoe_experts_options *o,
+                                        const cmoe_experts_weights *w, cmoe_view x, cmoe_view ids,
+                                        cmoe_view weights, cmoe_view shared, cmoe_view_mut out,
+                                        cmoe_saved **saved, cmoe_arena *keep, cmoe_arena *scratch,
+                                        cmoe_error *err);
+
+/* Each NULL or not given: not computed. */
+typedef struct cmoe_experts_gradients {
+    cmoe_view_mut dx;                   /* [T, H] */
+    cmoe_view_mut dweights;             /* [T, K] */
+    const cmoe_part_gradient *w13, *w2; /* one a part */
+} cmoe_experts_gradients;
+
+/* x and weights as forward was given, and the trainables as they were.  The gradient of `shared` is
+ * dout. */
+CMOE_API cmoe_status cmoe_experts_backward(cmoe_stream *s, const cmoe_saved *saved, cmoe_view x,
+                                           cmoe_view weights, cmoe_view dout,
+                                           const cmoe_units *units,
+                                           const cmoe_experts_gradients *gradients,
+                                           cmoe_arena *scratch, cmoe_error *err);
 
 #ifdef __cplusplus
 }

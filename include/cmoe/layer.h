@@ -85,6 +85,63 @@ CMOE_API cmoe_status cmoe_layer_forward(cmoe_stream *s, const cmoe_layer *l, cmo
                                         const cmoe_layer_call *call, cmoe_view_mut out,
                                         cmoe_arena *scratch, cmoe_error *err);
 
+/* ---- training ------------------------------------------------------------------------------------ */
+
+/* A layer of weights that change.  Trainables are borrowed, and filled by the caller between steps.
+ * Everything but gate, w13 and w2 may be absent; routing across ranks is not part of it yet. */
+typedef struct cmoe_layer_train_options {
+    size_t size;
+    const cmoe_route_options *route;     /* copied; shared must be 0 */
+    const cmoe_experts_options *experts; /* copied; as cmoe_experts_train; NULL: defaults */
+    float combine_scale;                 /* default 1 */
+    int32_t shared_first;
+    const cmoe_trainable *gate;               /* [1, E, H]; always f32 */
+    const cmoe_trainable *w13, *w2;           /* [E, 2I, H], [E, H, I] */
+    const cmoe_trainable *shared13, *shared2; /* [1, 2S, H], [1, H, S]: SiLU, gate first */
+    const cmoe_trainable *shared_gate;        /* [1, 1, H] */
+    cmoe_view bias;             /* float32 [E], for the choice only; read in every forward */
+    cmoe_view per_expert_scale; /* float32 [E] */
+} cmoe_layer_train_options;
+
+CMOE_API void cmoe_layer_train_options_default(cmoe_layer_train_options *o, size_t size);
+
+/* Checked once at create; immutable but for what its trainables hold. */
+typedef struct cmoe_layer_train cmoe_layer_train;
+
+CMOE_API cmoe_status cmoe_layer_train_create(cmoe_layer_train **out, cmoe_ctx *ctx,
+                                             const cmoe_layer_train_options *o, cmoe_error *err);
+CMOE_API void cmoe_layer_train_free(cmoe_layer_train *l);
+
+CMOE_API cmoe_status cmoe_layer_train_bytes(const cmoe_layer_train *l, int64_t tokens,
+                                            int64_t *keep, int64_t *host, int64_t *device,
+                                            cmoe_error *err);
+
+/* x [T, H] -> out [T, H], as cmoe_layer_forward.  Of `call` (or NULL): ids, weights, logits and load are
+ * written, replay_ids and replay_weights are followed. */
+CMOE_API cmoe_status cmoe_layer_train_forward(cmoe_stream *s, const cmoe_layer_train *l,
+                                              cmoe_view x, const cmoe_layer_call *call,
+                                              cmoe_view_mut out, cmoe_saved **saved,
+                                              cmoe_arena *keep, cmoe_arena *scratch,
+                                              cmoe_error *err);
+
+/* Gradients, each by part of its trainable; NULL: not computed. */
+typedef struct cmoe_layer_gradients {
+    size_t size;
+    cmoe_view_mut dx; /* [T, H] */
+    const cmoe_part_gradient *gate, *w13, *w2, *shared13, *shared2, *shared_gate;
+    float balance,
+        z_loss; /* scale of the auxiliary losses' gradients, as in cmoe/route.h; 0: none */
+    double *balance_loss, *z_loss_value; /* sums over the units of this call; or NULL */
+    cmoe_view mask;                      /* int32 [T] of these losses: 0 marks padding */
+} cmoe_layer_gradients;
+
+CMOE_API void cmoe_layer_gradients_default(cmoe_layer_gradients *g, size_t size);
+
+CMOE_API cmoe_status cmoe_layer_backward(cmoe_stream *s, const cmoe_layer_train *l,
+                                         const cmoe_saved *saved, cmoe_view x, cmoe_view dout,
+                                         const cmoe_units *units, const cmoe_layer_gradients *g,
+                                         cmoe_arena *scratch, cmoe_error *err);
+
 /* Every kernel variant that this build has, operation by operation, best first.  Returns how many
  * there are and writes at most `capacity` of them. */
 typedef struct cmoe_variant {

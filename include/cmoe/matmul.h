@@ -77,6 +77,37 @@ CMOE_API cmoe_status cmoe_linear_bytes(const cmoe_matrix *m, int64_t tokens, int
 CMOE_API cmoe_status cmoe_linear(cmoe_stream *s, cmoe_view x, const cmoe_matrix *w,
                                  cmoe_view_mut out, cmoe_arena *scratch, cmoe_error *err);
 
+/* ---- the other forms of grouped products, for training -------------------------------------------- */
+
+/* out row r = coefficient[slot] * x[token of row r] (or x[slot], with per_slot 1): rows stand by expert
+ * afterwards.  x [T, K] ([T*topk, K]), coefficients [T, topk] or not given: 1.  Padding is not
+ * written. */
+CMOE_API cmoe_status cmoe_group_rows(cmoe_stream *s, cmoe_view x, int32_t per_slot,
+                                     cmoe_view coefficients, const cmoe_groups *groups,
+                                     cmoe_view_mut out, cmoe_error *err);
+
+typedef struct cmoe_grouped_outer_options {
+    size_t size;
+    int32_t a_grouped, b_grouped; /* 1: row r of a (b) is group row r; 0 (default): a[token] */
+    int32_t accumulate; /* 1: the sum continues from what is in out; then units must be one */
+    float scale;        /* default 1: of every product, applied to a's rows */
+} cmoe_grouped_outer_options;
+
+CMOE_API void cmoe_grouped_outer_options_default(cmoe_grouped_outer_options *o, size_t size);
+
+/* out[e, n, k] = sum over rows r of expert e of scale * a[r, n] * b[r, k]: the gradient of weights [E,
+ * N, K] whose outputs have the gradient a and whose inputs were b.  bias [E, N] = sum of scale * a[r,
+ * n].  Rows are added in ascending order inside a unit of tokens, one fused multiply-add each, units as
+ * a balanced tree; an expert without rows gets zeros.  out and bias float32, each may be not given;
+ * groups NULL: one expert that has all rows. */
+CMOE_API cmoe_status cmoe_grouped_outer_bytes(cmoe_ctx *ctx, int64_t experts, int64_t rows,
+                                              int64_t n, int64_t k, int64_t *host, int64_t *device,
+                                              cmoe_error *err);
+CMOE_API cmoe_status cmoe_grouped_outer(cmoe_stream *s, const cmoe_grouped_outer_options *o,
+                                        cmoe_view a, cmoe_view b, const cmoe_groups *groups,
+                                        const cmoe_units *units, cmoe_view_mut out,
+                                        cmoe_view_mut bias, cmoe_arena *scratch, cmoe_error *err);
+
 #ifdef __cplusplus
 }
 #endif

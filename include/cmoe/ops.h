@@ -188,6 +188,100 @@ CMOE_API cmoe_status cmoe_gdn_pack(cmoe_stream *s, const cmoe_gdn_pack_options *
                                    cmoe_view_mut state, cmoe_view index,
                                    const cmoe_gdn_pack_out *out, cmoe_error *err);
 
+/* ---- backward ----------------------------------------------------------------------------------
+ *
+ * float32 tensors, last dimension contiguous, any row stride.  Gradients are written, not added to
+ * what is there.  Gradients of weights are sums over rows, in the order that cmoe_units says. */
+
+/* x is what was normalised (the sum, where there was a residual).  dx = residual + gradient; residual
+ * may be exactly dx, or not given.  dx may be exactly dout.  Heads are rows too: x, dout, dx may be
+ * [N, heads, H], then a token's heads follow each other in the sum.  weight, dweight [H] or not
+ * given; scratch may be NULL without dweight. */
+CMOE_API cmoe_status cmoe_rms_norm_backward_bytes(cmoe_ctx *ctx, int64_t rows, int64_t hidden,
+                                                  int64_t *host, int64_t *device, cmoe_error *err);
+CMOE_API cmoe_status cmoe_rms_norm_backward(cmoe_stream *s, const cmoe_rms_norm_options *o,
+                                            cmoe_view x, cmoe_view weight, cmoe_view dout,
+                                            cmoe_view residual, const cmoe_units *units,
+                                            cmoe_view_mut dx, cmoe_view_mut dweight,
+                                            cmoe_arena *scratch, cmoe_error *err);
+CMOE_API cmoe_status cmoe_layer_norm_backward_bytes(cmoe_ctx *ctx, int64_t rows, int64_t hidden,
+                                                    int64_t *host, int64_t *device,
+                                                    cmoe_error *err);
+CMOE_API cmoe_status cmoe_layer_norm_backward(cmoe_stream *s, float eps, cmoe_view x,
+                                              cmoe_view weight, cmoe_view dout, cmoe_view residual,
+                                              const cmoe_units *units, cmoe_view_mut dx,
+                                              cmoe_view_mut dweight, cmoe_view_mut dbias,
+                                              cmoe_arena *scratch, cmoe_error *err);
+
+/* Of cmoe_sigmoid_mul (round_gate 0): dx = dout * sigmoid(gate), dgate = dout * x * sigmoid'(gate),
+ * summed over H when gate is [N, 1].  Either may be not given; dx may be exactly dout. */
+CMOE_API cmoe_status cmoe_sigmoid_mul_backward(cmoe_stream *s, cmoe_view x, cmoe_view gate,
+                                               cmoe_view dout, cmoe_view_mut dx,
+                                               cmoe_view_mut dgate, cmoe_error *err);
+/* Of cmoe_silu_mul: dgate_up [N, 2I] from dout [N, I]; may be exactly gate_up. */
+CMOE_API cmoe_status cmoe_silu_mul_backward(cmoe_stream *s, cmoe_view gate_up, int32_t interleaved,
+                                            cmoe_view dout, cmoe_view_mut dgate_up,
+                                            cmoe_error *err);
+/* Of cmoe_clip: dx = dout where |x| <= limit, else 0; may be exactly dout. */
+CMOE_API cmoe_status cmoe_clip_backward(cmoe_stream *s, cmoe_view x, float limit, cmoe_view dout,
+                                        cmoe_view_mut dx, cmoe_error *err);
+/* Of rotary positions: cmoe_rope_rotate with `inverse`. */
+
+/* Of cmoe_embedding: dtable [vocab, H] = scale * sum of dout [T, H] over the tokens of each id; rows of
+ * ids that do not occur become 0. */
+CMOE_API cmoe_status cmoe_embedding_backward_bytes(cmoe_ctx *ctx, int64_t tokens, int64_t vocab,
+                                                   int64_t *host, int64_t *device, cmoe_error *err);
+CMOE_API cmoe_status cmoe_embedding_backward(cmoe_stream *s, cmoe_view ids, cmoe_view dout,
+                                             float scale, const cmoe_units *units,
+                                             cmoe_view_mut dtable, cmoe_arena *scratch,
+                                             cmoe_error *err);
+
+/* loss[t] = logsumexp(logits[t]) - logits[t, targets[t]]          (float32 [T] or not given)
+ * dlogits[t] = scale[t] * (softmax(logits[t]) - onehot(targets[t]))   (may be exactly logits, or not
+ * given, and then nor need scale be)
+ *
+ * targets int32 or int64 [T]; a negative one is ignored: loss 0, gradient 0; one >= vocab is an error.
+ * scale float32 [T], usually 1 / number of targets.  A token whose logits are not finite gives a loss
+ * that is not. */
+CMOE_API cmoe_status cmoe_cross_entropy(cmoe_stream *s, cmoe_view logits, cmoe_view targets,
+                                        cmoe_view scale, cmoe_view_mut loss, cmoe_view_mut dlogits,
+                                        cmoe_error *err);
+
+/* ---- steps of an optimizer ------------------------------------------------------------------------
+ *
+ * value, gradient and state float32, contiguous, any shape; element by element, equal bits on every
+ * instruction set.  Every gradient is multiplied by `scale` first (clipping). */
+
+/* AdamW as in PyTorch: value -= lr * decay * value, then m, v, and value -= lr / (1 - beta1^step) * m /
+ * (sqrt(v) / sqrt(1 - beta2^step) + eps).  step counts from 1. */
+typedef struct cmoe_adamw_options {
+    size_t size;
+    double lr, beta1, beta2, eps, decay; /* default 1e-3, 0.9, 0.999, 1e-8, 0 */
+    double scale;                        /* default 1 */
+    int64_t step;
+} cmoe_adamw_options;
+
+CMOE_API void cmoe_adamw_options_default(cmoe_adamw_options *o, size_t size);
+CMOE_API cmoe_status cmoe_adamw(cmoe_stream *s, const cmoe_adamw_options *o, cmoe_view gradient,
+                                cmoe_view_mut value, cmoe_view_mut m, cmoe_view_mut v,
+                                cmoe_error *err);
+
+/* value -= lr * decay * value; m = momentum * m + gradient (m = gradient at step 1); value -= lr * m.
+ * Without momentum m is not given. */
+typedef struct cmoe_sgd_options {
+    size_t size;
+    double lr, momentum, decay, scale; /* default 1e-3, 0, 0, 1 */
+    int64_t step;
+} cmoe_sgd_options;
+
+CMOE_API void cmoe_sgd_options_default(cmoe_sgd_options *o, size_t size);
+CMOE_API cmoe_status cmoe_sgd(cmoe_stream *s, const cmoe_sgd_options *o, cmoe_view gradient,
+                              cmoe_view_mut value, cmoe_view_mut m, cmoe_error *err);
+
+/* Sum of squares in float64: blocks of 4096 elements, each one chain of 16 lanes, then block by block:
+ * the same for any number of threads.  Contiguous float32 of any shape. */
+CMOE_API cmoe_status cmoe_sum_squares(cmoe_stream *s, cmoe_view x, double *sum, cmoe_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -102,6 +102,36 @@ CMOE_API cmoe_status cmoe_route_balance_loss(cmoe_stream *s, cmoe_view logits, c
 CMOE_API cmoe_status cmoe_route_load(cmoe_stream *s, cmoe_view ids, cmoe_view_mut counts,
                                      cmoe_error *err);
 
+/* ---- training ---------------------------------------------------------------------------------- */
+
+/* dlogits [T, E] from dweights [T, K] (what route gave: ids and weights of the same call), through
+ * renormalisation, scale, per-expert scale and scoring.  The choice itself has no gradient, nor has
+ * the bias.  With given weights, and for tokens whose logits were sanitised, there is none: zeros.
+ * route.shared must be 0.  dlogits float32, written whole. */
+CMOE_API cmoe_status cmoe_route_backward(cmoe_stream *s, const cmoe_route_options *o,
+                                         cmoe_view logits, const cmoe_route_inputs *in,
+                                         cmoe_view ids, cmoe_view weights, cmoe_view dweights,
+                                         cmoe_view_mut dlogits, cmoe_error *err);
+
+/* Auxiliary losses, unit by unit, so that they do not depend on how units are spread: *loss is their
+ * sum over the units of this call, and scale * d(that sum) is added to dlogits float32 [T, E] (or
+ * dlogits is not given).  Masked tokens (mask int32 [T], 0) do not count; a unit without tokens adds
+ * nothing. */
+/* As cmoe_route_balance_loss; shares f_e are constants. */
+CMOE_API cmoe_status cmoe_route_balance_backward(cmoe_stream *s, cmoe_view logits, cmoe_view ids,
+                                                 cmoe_view mask, const cmoe_units *units,
+                                                 float scale, double *loss, cmoe_view_mut dlogits,
+                                                 cmoe_error *err);
+/* Mean over tokens of logsumexp(logits)^2. */
+CMOE_API cmoe_status cmoe_route_z_loss_backward(cmoe_stream *s, cmoe_view logits, cmoe_view mask,
+                                                const cmoe_units *units, float scale, double *loss,
+                                                cmoe_view_mut dlogits, cmoe_error *err);
+
+/* The correction bias follows the load and not a gradient: bias[e] += rate * sign(mean(counts) -
+ * counts[e]).  bias float32 [E], counts int64 [E]. */
+CMOE_API cmoe_status cmoe_route_bias_update(cmoe_stream *s, cmoe_view counts, float rate,
+                                            cmoe_view_mut bias, cmoe_error *err);
+
 #ifdef __cplusplus
 }
 #endif

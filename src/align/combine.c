@@ -93,7 +93,20 @@ void cmoe_combine_options_default(cmoe_combine_options *o, size_t size)
     cmoei_options_write(o, size, &defaults, sizeof defaults);
 }
 
-static cmoe_status check_groups(const cmoe_groups *g, int64_t rows, cmoe_error *err)
+cmoe_status cmoei_combine_read_options(cmoe_combine_options *o, const cmoe_combine_options *given,
+                                       cmoe_error *err)
+{
+    *o = defaults;
+    CMOEI_TRY(cmoei_options_read(o, sizeof *o, given, "cmoe_combine_options", err));
+    if (o->shared_first != 0 && o->shared_first != 1)
+        return cmoei_fail(err, CMOE_ERR_RANGE, "shared_first = %d, want 0 or 1", o->shared_first);
+    if (!(o->scale - o->scale == 0) || o->scale == 0)
+        return cmoei_fail(err, CMOE_ERR_RANGE, "scale = %g, want a finite number other than 0",
+                          (double)o->scale);
+    return CMOE_OK;
+}
+
+cmoe_status cmoei_combine_check_groups(const cmoe_groups *g, int64_t rows, cmoe_error *err)
 {
     if (!g) return cmoei_fail(err, CMOE_ERR_ARG, "combine: groups is NULL, want those of an align");
     int64_t slots;
@@ -143,17 +156,12 @@ cmoe_status cmoe_combine(cmoe_stream *s, const cmoe_combine_options *options, cm
                          cmoe_view weights, const cmoe_groups *groups, cmoe_view shared,
                          cmoe_view_mut out, cmoe_arena *scratch, cmoe_error *err)
 {
-    cmoe_combine_options o = defaults;
+    cmoe_combine_options o;
     (void)scratch; /* partial sums stay on the stack */
     CMOEI_TRY(cmoei_check_stream(s, err));
-    CMOEI_TRY(cmoei_options_read(&o, sizeof o, options, "cmoe_combine_options", err));
-    if (o.shared_first != 0 && o.shared_first != 1)
-        return cmoei_fail(err, CMOE_ERR_RANGE, "shared_first = %d, want 0 or 1", o.shared_first);
-    if (!(o.scale - o.scale == 0) || o.scale == 0)
-        return cmoei_fail(err, CMOE_ERR_RANGE, "scale = %g, want a finite number other than 0",
-                          (double)o.scale);
+    CMOEI_TRY(cmoei_combine_read_options(&o, options, err));
     CMOEI_TRY(check_floats(&rows, "rows", -1, "rows", -1, "hidden", err));
-    CMOEI_TRY(check_groups(groups, rows.dims[0], err));
+    CMOEI_TRY(cmoei_combine_check_groups(groups, rows.dims[0], err));
     const int64_t tokens = groups->tokens, hidden = rows.dims[1];
     if (cmoei_given(&weights))
         CMOEI_TRY(check_floats(&weights, "weights", tokens, "tokens", groups->topk, "topk", err));

@@ -5,6 +5,7 @@
 #ifndef CMOE_ALIGN_COMBINE_H
 #define CMOE_ALIGN_COMBINE_H
 
+#include "cmoe/align.h"
 #include "core/kernel.h"
 #include "core/plane.h"
 
@@ -34,6 +35,12 @@ extern const cmoei_table cmoei_combine_table;
 const cmoei_combine_kernel *cmoei_combine_pick(uint32_t features);
 /* All T tokens, with as many of the context's threads as the work is worth. */
 void cmoei_combine_run(cmoe_ctx *ctx, const cmoei_combine_args *a, int64_t tokens);
+
+/* Options with their defaults, checked. */
+cmoe_status cmoei_combine_read_options(cmoe_combine_options *o, const cmoe_combine_options *given,
+                                       cmoe_error *err);
+/* T*K slots in rows 0..rows-1 or -1; names the first that is not. */
+cmoe_status cmoei_combine_check_groups(const cmoe_groups *g, int64_t rows, cmoe_error *err);
 
 /* With shared_first the sum grows out of the shared row, so the scale goes onto the weights. */
 static inline float cmoei_combine_weight(const cmoei_combine_args *a, int64_t t, int64_t k)

@@ -118,7 +118,7 @@ static inline const char *cmoei_name(const char *name, const char *fallback)
 cmoe_view cmoei_rows_of(cmoe_view v, int64_t begin, int64_t count) CMOE_PRIV(rows_of);
 cmoe_view_mut cmoei_rows_of_mut(cmoe_view_mut v, int64_t begin, int64_t count)
     CMOE_PRIV(rows_of_mut);
-int64_t cmoei_elements(const cmoe_view *v); /* of a checked view */
+int64_t cmoei_elements(const cmoe_view *v) CMOE_PRIV(elements); /* of a checked view */
 /* Address of element (i, j, 0, ...) of a checked view. */
 const void *cmoei_at(const cmoe_view *v, int64_t i, int64_t j) CMOE_PRIV(at);
 void *cmoei_at_mut(const cmoe_view_mut *v, int64_t i, int64_t j) CMOE_PRIV(at_mut);

@@ -20,6 +20,10 @@ static inline double real_exp(double x)
 {
     return exp(x);
 }
+static inline double real_log(double x)
+{
+    return log(x);
+}
 static inline double real_sqrt(double x)
 {
     return sqrt(x);
@@ -56,6 +60,10 @@ static inline float real_fma(float a, float b, float c)
 static inline float real_exp(float x)
 {
     return cmoei_expf(x);
+}
+static inline float real_log(float x)
+{
+    return cmoei_logf(x);
 }
 static inline float real_sqrt(float x)
 {

@@ -142,6 +142,14 @@ static void finish(cmoe_experts *x)
                                        .alpha = o->alpha};
 }
 
+cmoe_status cmoei_experts_read_options(cmoe_experts_options *o, const cmoe_experts_options *given,
+                                       cmoe_error *err)
+{
+    *o = defaults;
+    CMOEI_TRY(cmoei_options_read(o, sizeof *o, given, "cmoe_experts_options", err));
+    return check_options(o, err);
+}
+
 cmoe_status cmoe_experts_create(cmoe_experts **out, cmoe_ctx *ctx,
                                 const cmoe_experts_options *options, cmoe_view w13, cmoe_view w2,
                                 cmoe_view bias13, cmoe_view bias2, cmoe_error *err)

@@ -18,6 +18,10 @@ struct cmoe_experts {
     cmoei_activation activation;
 };
 
+/* Options with their defaults, checked. */
+cmoe_status cmoei_experts_read_options(cmoe_experts_options *o, const cmoe_experts_options *given,
+                                       cmoe_error *err);
+
 /* Experts around two matrices, gate rows before up rows, which it owns from now on, also when this
  * fails.  Options about the layout of given weights mean nothing here. */
 cmoe_status cmoei_experts_around(cmoe_experts **out, cmoe_ctx *ctx, const cmoe_experts_options *o,

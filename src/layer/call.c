@@ -7,6 +7,7 @@
  * all the same: it is looked at for overlaps.
  */
 #include <inttypes.h>
+#include <string.h>
 
 #include "align/align.h"
 #include "layer.h"
@@ -19,10 +20,10 @@ typedef struct part {
     cmoei_want want;
 } part;
 
-static void inputs_of(const cmoe_layer *l, const cmoe_view *x, const cmoe_layer_call *call,
+static void inputs_of(const cmoei_layer_form *l, const cmoe_view *x, const cmoe_layer_call *call,
                       part *in)
 {
-    const int64_t T = x->dims[0], K = l->route.topk;
+    const int64_t T = x->dims[0], K = l->topk;
     in[0] = (part){*x, {"x", CMOEI_FLOATS, 2, {-1, l->hidden}, {"tokens", "hidden"}}};
     in[1] = (part){call->input_ids, {"input_ids", CMOEI_INDEX, 1, {T}, {"tokens"}}};
     in[2] = (part){call->replay_ids, {"replay_ids", CMOEI_INDEX, 2, {T, K}, {"tokens", "topk"}}};
@@ -31,10 +32,10 @@ static void inputs_of(const cmoe_layer *l, const cmoe_view *x, const cmoe_layer_
     in[4] = (part){call->mask, {"mask", CMOEI_DTYPE(CMOE_I32), 1, {T}, {"tokens"}}};
 }
 
-static void outputs_of(const cmoe_layer *l, int64_t T, const cmoe_layer_call *call,
+static void outputs_of(const cmoei_layer_form *l, int64_t T, const cmoe_layer_call *call,
                        const cmoe_view_mut *out, part *to)
 {
-    const int64_t E = l->experts, W = l->width;
+    const int64_t E = l->experts, W = l->topk + l->appended;
     to[0] =
         (part){cmoe_view_of(*out), {"out", CMOEI_FLOATS, 2, {T, l->hidden}, {"tokens", "hidden"}}};
     to[1] = (part){cmoe_view_of(call->ids),
@@ -62,7 +63,7 @@ static cmoe_view_mut place_of(const part *p)
     return m;
 }
 
-static cmoe_status check_apart(const cmoe_layer *l, const part *in, const part *to,
+static cmoe_status check_apart(const cmoei_layer_form *l, const part *in, const part *to,
                                const cmoe_arena *scratch, cmoe_error *err)
 {
     for (int i = 0; i < INPUTS; i++)
@@ -71,8 +72,8 @@ static cmoe_status check_apart(const cmoe_layer *l, const part *in, const part *
         const cmoe_view_mut m = place_of(&to[i]);
         const char *name = to[i].want.name;
         CMOEI_TRY(cmoei_check_scratch(scratch, &to[i].v, name, err));
-        CMOEI_TRY(cmoei_matrix_apart(&m, name, l->own->w13, "w13", err));
-        CMOEI_TRY(cmoei_matrix_apart(&m, name, l->own->w2, "w2", err));
+        if (l->w13) CMOEI_TRY(cmoei_matrix_apart(&m, name, l->w13, "w13", err));
+        if (l->w2) CMOEI_TRY(cmoei_matrix_apart(&m, name, l->w2, "w2", err));
         for (int j = 0; j < INPUTS; j++)
             CMOEI_TRY(cmoei_check_apart(&m, name, &in[j].v, in[j].want.name, err));
         for (int j = 0; j < i; j++)
@@ -81,14 +82,14 @@ static cmoe_status check_apart(const cmoe_layer *l, const part *in, const part *
     return CMOE_OK;
 }
 
-static cmoe_status check_replay_ids(const cmoe_layer *l, const cmoe_view *v, cmoe_error *err)
+static cmoe_status check_replay_ids(const cmoei_layer_form *l, const cmoe_view *v, cmoe_error *err)
 {
     cmoe_view named = *v;
     named.name = cmoei_name(v->name, "replay_ids");
     return cmoei_check_id_range(&named, l->experts, "experts", true, err);
 }
 
-static cmoe_status check_input_ids(const cmoe_layer *l, const cmoe_view *v, cmoe_error *err)
+static cmoe_status check_input_ids(const cmoei_layer_form *l, const cmoe_view *v, cmoe_error *err)
 {
     for (int64_t t = 0; t < v->dims[0]; t++) {
         const int64_t id = cmoei_load_index(cmoei_at(v, t, 0), v->dtype);
@@ -102,7 +103,8 @@ static cmoe_status check_input_ids(const cmoe_layer *l, const cmoe_view *v, cmoe
 }
 
 /* The routing comes from somewhere: the gate, the hash table, or the call. */
-static cmoe_status check_routing(const cmoe_layer *l, const cmoe_layer_call *call, cmoe_error *err)
+static cmoe_status check_routing(const cmoei_layer_form *l, const cmoe_layer_call *call,
+                                 cmoe_error *err)
 {
     const bool ids = cmoei_given(&call->replay_ids), weights = cmoei_given(&call->replay_weights);
     if (weights && !ids)
@@ -122,8 +124,8 @@ static cmoe_status check_routing(const cmoe_layer *l, const cmoe_layer_call *cal
     return check_input_ids(l, &call->input_ids, err);
 }
 
-static cmoe_status check_asked(const cmoe_layer *l, const part *to, const cmoe_layer_call *call,
-                               cmoe_error *err)
+static cmoe_status check_asked(const cmoei_layer_form *l, const part *to,
+                               const cmoe_layer_call *call, cmoe_error *err)
 {
     const bool ids = cmoei_given(&to[1].v), logits = cmoei_given(&to[3].v);
     if (logits && !l->gate)
@@ -135,8 +137,9 @@ static cmoe_status check_asked(const cmoe_layer *l, const part *to, const cmoe_l
     return CMOE_OK;
 }
 
-cmoe_status cmoei_layer_check(const cmoe_layer *l, const cmoe_view *x, const cmoe_layer_call *call,
-                              const cmoe_view_mut *out, const cmoe_arena *scratch, cmoe_error *err)
+cmoe_status cmoei_layer_check(const cmoei_layer_form *l, const cmoe_view *x,
+                              const cmoe_layer_call *call, const cmoe_view_mut *out,
+                              const cmoe_arena *scratch, cmoe_error *err)
 {
     part in[INPUTS], to[OUTPUTS];
     inputs_of(l, x, call, in);
@@ -151,4 +154,31 @@ cmoe_status cmoei_layer_check(const cmoe_layer *l, const cmoe_view *x, const cmo
     CMOEI_TRY(check_routing(l, call, err));
     CMOEI_TRY(check_asked(l, to, call, err));
     return check_apart(l, in, to, scratch, err);
+}
+
+static bool given_mut(const cmoe_view_mut *v)
+{
+    return v->dtype != 0 || v->data != NULL;
+}
+
+void cmoei_layer_write_call(const cmoei_layer_record *r, int64_t begin, const cmoe_layer_call *call)
+{
+    for (int64_t t = 0; t < r->tokens; t++) {
+        for (int64_t i = 0; i < r->width; i++) {
+            const int32_t id = r->ids[t * r->width + i];
+            if (given_mut(&call->ids))
+                memcpy(cmoei_at_mut(&call->ids, begin + t, i), &id, sizeof id);
+            if (given_mut(&call->weights))
+                memcpy(cmoei_at_mut(&call->weights, begin + t, i), &r->weights[t * r->width + i],
+                       sizeof(float));
+            if (given_mut(&call->load) && id >= 0) {
+                char *at = cmoei_at_mut(&call->load, id, 0);
+                const int64_t count = cmoei_load_index(at, CMOE_I64) + 1;
+                memcpy(at, &count, sizeof count);
+            }
+        }
+        if (given_mut(&call->logits))
+            cmoei_store_f32(cmoei_at_mut(&call->logits, begin + t, 0), CMOE_F32,
+                            call->logits.strides[1], r->logits + t * r->experts, r->experts);
+    }
 }

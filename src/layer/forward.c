@@ -10,7 +10,6 @@
  * Everything that is given is checked before anything is written.
  */
 #include <inttypes.h>
-#include <string.h>
 
 #include "core/vmath.h"
 #include "layer.h"
@@ -103,11 +102,6 @@ cmoe_status cmoe_layer_bytes(const cmoe_layer *l, int64_t tokens, int64_t *host,
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 
-static bool given_mut(const cmoe_view_mut *v)
-{
-    return v->dtype != 0 || v->data != NULL;
-}
-
 static cmoe_view_mut logits_of(const cmoe_layer *l, const chunk *k)
 {
     return l->gate ? cmoe_view_mut_2d(k->logits, CMOE_F32, k->tokens, l->experts)
@@ -186,30 +180,6 @@ static cmoe_status experts_chunk(cmoe_stream *s, const cmoe_layer *l, chunk *k, 
                         &arena, err);
 }
 
-/* What the caller asked to have written down.  Cannot fail: everything was checked. */
-static void record_chunk(const cmoe_layer *l, const chunk *k, int64_t begin,
-                         const cmoe_layer_call *call)
-{
-    for (int64_t t = 0; t < k->tokens; t++) {
-        for (int64_t i = 0; i < l->width; i++) {
-            const int32_t id = k->ids[t * l->width + i];
-            if (given_mut(&call->ids))
-                memcpy(cmoei_at_mut(&call->ids, begin + t, i), &id, sizeof id);
-            if (given_mut(&call->weights))
-                memcpy(cmoei_at_mut(&call->weights, begin + t, i), &k->weights[t * l->width + i],
-                       sizeof(float));
-            if (given_mut(&call->load) && id >= 0) {
-                char *at = cmoei_at_mut(&call->load, id, 0);
-                const int64_t count = cmoei_load_index(at, CMOE_I64) + 1;
-                memcpy(at, &count, sizeof count);
-            }
-        }
-        if (given_mut(&call->logits))
-            cmoei_store_f32(cmoei_at_mut(&call->logits, begin + t, 0), CMOE_F32,
-                            call->logits.strides[1], k->logits + t * l->experts, l->experts);
-    }
-}
-
 /* Scratch of tokens [begin, begin + tokens), and their routing in it. */
 static cmoe_status open_chunk(cmoe_stream *s, const cmoe_layer *l, int64_t begin, int64_t tokens,
                               cmoe_view x, const cmoe_layer_call *call, const cmoe_arena *scratch,
@@ -236,7 +206,8 @@ static cmoe_status run_chunk(cmoe_stream *s, const cmoe_layer *l, int64_t begin,
     x = cmoei_rows_of(x, begin, tokens);
     if (l->shared) CMOEI_TRY(shared_chunk(s, l, &k, x, err));
     CMOEI_TRY(experts_chunk(s, l, &k, x, cmoei_rows_of_mut(out, begin, tokens), err));
-    record_chunk(l, &k, begin, call);
+    const cmoei_layer_record r = {k.tokens, l->experts, l->width, k.ids, k.weights, k.logits};
+    cmoei_layer_write_call(&r, begin, call);
     return CMOE_OK;
 }
 
@@ -250,7 +221,15 @@ cmoe_status cmoe_layer_forward(cmoe_stream *s, const cmoe_layer *l, cmoe_view x,
     if (!l || l->ctx != s->ctx)
         return cmoei_fail(err, CMOE_ERR_ARG, "layer is %s, want one made from the stream's context",
                           l ? "of another context" : "NULL");
-    CMOEI_TRY(cmoei_layer_check(l, &x, &call, &out, scratch, err));
+    const cmoei_layer_form form = {.experts = l->experts,
+                                   .appended = l->appended,
+                                   .topk = l->route.topk,
+                                   .hidden = l->hidden,
+                                   .vocab = l->vocab,
+                                   .gate = l->gate != NULL,
+                                   .w13 = l->own->w13,
+                                   .w2 = l->own->w2};
+    CMOEI_TRY(cmoei_layer_check(&form, &x, &call, &out, scratch, err));
     int64_t need;
     CMOEI_TRY(cmoe_layer_bytes(l, x.dims[0], &need, NULL, err));
     if (cmoei_arena_left(scratch) < need)

@@ -76,21 +76,28 @@ static cmoe_status check_slice(const cmoe_layer *l, const cmoe_experts *x, cmoe_
     return CMOE_OK;
 }
 
+cmoe_status cmoei_layer_check_topk(const cmoe_route_options *route, int64_t experts,
+                                   cmoe_error *err)
+{
+    if (route->topk > experts)
+        return cmoei_fail(err, CMOE_ERR_RANGE,
+                          "layer: topk = %" PRId64 ", want 1 to %" PRId64 " (experts)", route->topk,
+                          experts);
+    /* A choice among fewer experts would have to take some of dropped groups. */
+    const int64_t kept = experts / route->groups * route->topk_groups;
+    if (route->groups > 1 && route->topk > kept)
+        return cmoei_fail(err, CMOE_ERR_RANGE,
+                          "layer: topk = %" PRId64 ", want at most %" PRId64
+                          ", the experts of %" PRId64 " of %" PRId64 " groups",
+                          route->topk, kept, route->topk_groups, route->groups);
+    return CMOE_OK;
+}
+
 static cmoe_status check_route(cmoe_layer *l, const cmoe_layer_weights *w, cmoe_error *err)
 {
     CMOEI_TRY(cmoei_route_read_options(&l->route, l->o.route, l->experts, err));
     l->o.route = NULL;
-    if (l->route.topk > l->experts)
-        return cmoei_fail(err, CMOE_ERR_RANGE,
-                          "layer: topk = %" PRId64 ", want 1 to %" PRId64 " (experts)",
-                          l->route.topk, l->experts);
-    /* A choice among fewer experts would have to take some of dropped groups. */
-    const int64_t kept = l->experts / l->route.groups * l->route.topk_groups;
-    if (l->route.groups > 1 && l->route.topk > kept)
-        return cmoei_fail(err, CMOE_ERR_RANGE,
-                          "layer: topk = %" PRId64 ", want at most %" PRId64
-                          ", the experts of %" PRId64 " of %" PRId64 " groups",
-                          l->route.topk, kept, l->route.topk_groups, l->route.groups);
+    CMOEI_TRY(cmoei_layer_check_topk(&l->route, l->experts, err));
     l->appended = l->route.shared;
     l->width = l->route.topk + l->appended;
     if (l->appended > 0 && w->shared)

@@ -40,8 +40,32 @@ static inline cmoei_logits cmoei_layer_logits(const cmoe_layer *l)
     };
 }
 
+/* What the checks of a call have to know of a layer. */
+typedef struct cmoei_layer_form {
+    int64_t experts, appended, topk, hidden, vocab;
+    bool gate;
+    const cmoe_matrix *w13,
+        *w2; /* outputs may not lie on these, where they are borrowed; or NULL */
+} cmoei_layer_form;
+
 /* Everything that one forward is given and asked for, before anything is written. */
-cmoe_status cmoei_layer_check(const cmoe_layer *l, const cmoe_view *x, const cmoe_layer_call *call,
-                              const cmoe_view_mut *out, const cmoe_arena *scratch, cmoe_error *err);
+cmoe_status cmoei_layer_check(const cmoei_layer_form *l, const cmoe_view *x,
+                              const cmoe_layer_call *call, const cmoe_view_mut *out,
+                              const cmoe_arena *scratch, cmoe_error *err);
+
+/* So many experts can be chosen from the groups that are kept. */
+cmoe_status cmoei_layer_check_topk(const cmoe_route_options *route, int64_t experts,
+                                   cmoe_error *err);
+
+/* Tokens [begin, begin + tokens) of what the caller asked to have written down.  Cannot fail: everything
+ * was checked. */
+typedef struct cmoei_layer_record {
+    int64_t tokens, experts, width;
+    const int32_t *ids;            /* [n, width] */
+    const float *weights, *logits; /* [n, width], [n, E] */
+} cmoei_layer_record;
+
+void cmoei_layer_write_call(const cmoei_layer_record *r, int64_t begin,
+                            const cmoe_layer_call *call);
 
 #endif

@@ -41,7 +41,10 @@ enum {
 typedef struct cmoei_tile {
     const char *x; /* [rows], x_stride bytes apart */
     int64_t x_stride;
-    const char *w; /* one packed panel */
+    int64_t x_step; /* f32: bytes from one k of a row to the next; 0: side by side */
+    bool more;      /* float formats: the sums continue from what is in acc */
+    bool onto;      /* f32: they begin at 0 and are added to what is in acc */
+    const char *w;  /* one packed panel */
     int64_t steps;
     void *acc;         /* [rows, panel] float32, int32 for int8; 64-byte aligned */
     const char *ahead; /* what to fetch meanwhile, never read: `ahead_step` bytes a step */
@@ -84,6 +87,19 @@ typedef struct cmoei_gate {
     bool up_first;
 } cmoei_gate;
 
+/* Where the rows of [E, N, K] come from: row n of matrix e as float32 [K].  With `scale` they are
+ * int8 values that a scale of their own belongs to; only for matrices of that format. */
+typedef struct cmoei_rows {
+    void (*row)(const void *user, int64_t e, int64_t n, float *row);
+    float (*scale)(const void *user, int64_t e, int64_t n); /* NULL: plain values */
+    const void *user;
+    /* The other way round, for sources in which that is how values lie: to[i][j] = value k + i of row
+     * n + j, i < lines, j < count; lines of `to` are `stride` floats apart.  NULL: by rows.  Not for
+     * gated or int8 matrices. */
+    void (*lines)(const void *user, int64_t e, int64_t k, int64_t lines, int64_t n, int64_t count,
+                  float *to, int64_t stride);
+} cmoei_rows;
+
 struct cmoe_matrix {
     cmoe_ctx *ctx;
     const cmoei_matmul_kernel *kernel;
@@ -102,15 +118,8 @@ struct cmoe_matrix {
     int64_t packed_bytes, scale_bytes, bias_bytes;
     bool adopted;     /* the three above lie in somebody else's memory */
     cmoe_view source; /* [E, N, K] after transposing, when borrowed */
+    cmoei_rows rows;  /* or, when borrowed, this is where rows come from */
 };
-
-/* Where the rows of [E, N, K] come from: row n of matrix e as float32 [K].  With `scale` they are
- * int8 values that a scale of their own belongs to; only for matrices of that format. */
-typedef struct cmoei_rows {
-    void (*row)(const void *user, int64_t e, int64_t n, float *row);
-    float (*scale)(const void *user, int64_t e, int64_t n); /* NULL: plain values */
-    const void *user;
-} cmoei_rows;
 
 /* A matrix [E, N, K] without contents, to be filled by packing each of its E * panels panels, in any
  * order and by any thread.  Gated: rows 0 .. N/2-1 are the gate's.  Rows of a bias are set one
@@ -136,6 +145,11 @@ void cmoei_matrix_layout(cmoe_ctx *ctx, int32_t format, char *text, size_t size)
 cmoe_status cmoei_matrix_size(cmoe_ctx *ctx, int32_t format, bool gated, const int64_t dims[3],
                               const char *name, int64_t *bytes, cmoe_error *err)
     CMOE_PRIV(matrix_size);
+/* The same, but with borrow nothing is kept and rows are asked for panels on the way; `m` is written
+ * to, not allocated.  cmoei_matrix_clear gives back what it has. */
+cmoe_status cmoei_matrix_init(cmoe_matrix *m, cmoe_ctx *ctx, int32_t format, const int64_t dims[3],
+                              bool bias, bool borrow, const char *name, cmoe_error *err);
+void cmoei_matrix_clear(cmoe_matrix *m);
 /* Panel i of E * panels; `x` is scratch of the calling thread. */
 void cmoei_matrix_pack(cmoe_matrix *m, const cmoei_rows *rows, int64_t i, float *x)
     CMOE_PRIV(matrix_pack);
@@ -148,7 +162,11 @@ void cmoei_matrix_set_bias(cmoe_matrix *m, int64_t e, const float *bias)
 int64_t cmoei_matrix_row(const cmoe_matrix *m, int64_t p, int64_t c);
 void cmoei_panel_pack(const cmoe_matrix *m, const cmoei_rows *rows, int64_t e, int64_t p,
                       char *panel, float *scale, float *x);
-cmoei_rows cmoei_matrix_source(const cmoe_matrix *m); /* of its own view */
+cmoei_rows cmoei_matrix_source(const cmoe_matrix *m); /* of its own view, or m->rows */
+/* Panels [p, end) of matrix e from a source of lines, together: a line of all of them lies in one
+ * stretch of the source.  `panels` is where panel p goes. */
+void cmoei_panels_pack_lines(const cmoe_matrix *m, const cmoei_rows *rows, int64_t e, int64_t p,
+                             int64_t end, char *panels);
 
 /* Room that packing one panel on the way needs, per task. */
 typedef struct cmoei_panel_scratch {

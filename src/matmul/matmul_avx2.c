@@ -9,11 +9,29 @@
 
 #include "tile.h"
 
-CMOEI_INLINE void clear(__m256 acc[][2], const int rows)
+CMOEI_INLINE void start(__m256 acc[][2], const cmoei_tile *t, const int rows)
+{
+    const float *from = t->acc;
+    if (t->more) {
+        CMOEI_UNROLL
+        for (int m = 0; m < rows; m++) {
+            acc[m][0] = _mm256_load_ps(from + m * 16);
+            acc[m][1] = _mm256_load_ps(from + m * 16 + 8);
+        }
+    } else {
+        CMOEI_UNROLL
+        for (int m = 0; m < rows; m++)
+            acc[m][0] = acc[m][1] = _mm256_setzero_ps();
+    }
+}
+
+CMOEI_INLINE void add(__m256 acc[][2], const float *from, const int rows)
 {
     CMOEI_UNROLL
-    for (int m = 0; m < rows; m++)
-        acc[m][0] = acc[m][1] = _mm256_setzero_ps();
+    for (int m = 0; m < rows; m++) {
+        acc[m][0] = _mm256_add_ps(_mm256_load_ps(from + m * 16), acc[m][0]);
+        acc[m][1] = _mm256_add_ps(_mm256_load_ps(from + m * 16 + 8), acc[m][1]);
+    }
 }
 
 CMOEI_INLINE void put(float *out, __m256 acc[][2], const int rows)
@@ -28,8 +46,9 @@ CMOEI_INLINE void put(float *out, __m256 acc[][2], const int rows)
 CMOEI_INLINE void f32_tile(const cmoei_tile *t, const int rows)
 {
     __m256 acc[6][2];
-    clear(acc, rows);
+    start(acc, t, rows);
     cmoei_cursor x = cmoei_cursor_at(t, rows);
+    const int x_step = cmoei_x_step(t);
     const char *ahead = t->ahead;
     const cmoei_word_f32 *w = (const cmoei_word_f32 *)t->w;
     for (int64_t s = 0; s < t->steps; s++) {
@@ -42,15 +61,16 @@ CMOEI_INLINE void f32_tile(const cmoei_tile *t, const int rows)
             acc[m][1] = _mm256_fmadd_ps(v, w1, acc[m][1]);
         }
         w += 16;
-        cmoei_cursor_step(&x, rows, 4);
+        cmoei_cursor_step(&x, rows, x_step);
     }
+    if (t->onto) add(acc, t->acc, rows);
     put(t->acc, acc, rows);
 }
 
 CMOEI_INLINE void bf16_tile(const cmoei_tile *t, const int rows)
 {
     __m256 acc[6][2];
-    clear(acc, rows);
+    start(acc, t, rows);
     cmoei_cursor x = cmoei_cursor_at(t, rows);
     const char *ahead = t->ahead;
     const char *w = t->w;

@@ -15,8 +15,9 @@
 CMOEI_INLINE void f32_tile(const cmoei_tile *t, const int rows)
 {
     __m512 acc[CMOEI_TILE_ROWS][2];
-    cmoei_clear_ps(acc, rows);
+    cmoei_start_ps(acc, t, rows);
     cmoei_cursor x = cmoei_cursor_at(t, rows);
+    const int x_step = cmoei_x_step(t);
     const char *ahead = t->ahead;
     const cmoei_word_f32 *w = (const cmoei_word_f32 *)t->w;
     for (int64_t s = 0; s < t->steps; s++) {
@@ -29,15 +30,16 @@ CMOEI_INLINE void f32_tile(const cmoei_tile *t, const int rows)
             acc[m][1] = _mm512_fmadd_ps(v, w1, acc[m][1]);
         }
         w += 32;
-        cmoei_cursor_step(&x, rows, 4);
+        cmoei_cursor_step(&x, rows, x_step);
     }
+    if (t->onto) cmoei_add_ps(acc, t->acc, rows);
     cmoei_put_ps(t->acc, acc, rows);
 }
 
 CMOEI_INLINE void bf16_tile(const cmoei_tile *t, const int rows)
 {
     __m512 acc[CMOEI_TILE_ROWS][2];
-    cmoei_clear_ps(acc, rows);
+    cmoei_start_ps(acc, t, rows);
     cmoei_cursor x = cmoei_cursor_at(t, rows);
     const char *ahead = t->ahead;
     const char *w = t->w;

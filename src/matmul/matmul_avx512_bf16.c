@@ -11,7 +11,7 @@
 CMOEI_INLINE void bf16_tile(const cmoei_tile *t, const int rows)
 {
     __m512 acc[CMOEI_TILE_ROWS][2];
-    cmoei_clear_ps(acc, rows);
+    cmoei_start_ps(acc, t, rows);
     cmoei_cursor x = cmoei_cursor_at(t, rows);
     const char *ahead = t->ahead;
     const char *w = t->w;

@@ -14,14 +14,15 @@ enum { PANEL = 2 };
 void CMOEI_REF(cmoei_matmul_f32)(const cmoei_tile *t, int32_t rows)
 {
     const float *w = (const float *)t->w; /* [K, 2] */
+    const int64_t step = t->x_step ? t->x_step / (int64_t)sizeof(float) : 1;
     for (int32_t m = 0; m < rows; m++) {
-        const float *x = (const float *)(t->x + m * t->x_stride); /* [K] */
+        const float *x = (const float *)(t->x + m * t->x_stride); /* [K], `step` apart */
         cmoei_real *acc = (cmoei_real *)t->acc + m * PANEL;
         for (int c = 0; c < PANEL; c++) {
-            cmoei_real sum = 0;
+            cmoei_real sum = t->more ? acc[c] : 0;
             for (int64_t k = 0; k < t->steps; k++)
-                sum = real_fma(x[k], w[k * PANEL + c], sum);
-            acc[c] = sum;
+                sum = real_fma(x[k * step], w[k * PANEL + c], sum);
+            acc[c] = t->onto ? acc[c] + sum : sum;
         }
     }
 }
@@ -34,7 +35,7 @@ void CMOEI_REF(cmoei_matmul_bf16)(const cmoei_tile *t, int32_t rows)
         const float *x = (const float *)(t->x + m * t->x_stride); /* [K] */
         cmoei_real *acc = (cmoei_real *)t->acc + m * PANEL;
         for (int c = 0; c < PANEL; c++) {
-            cmoei_real sum = 0;
+            cmoei_real sum = t->more ? acc[c] : 0;
             for (int64_t k = 0; k < t->steps; k++)
                 sum = real_fma(x[k], cmoei_bf16_to_f32(w[k * PANEL + c]), sum);
             acc[c] = sum;

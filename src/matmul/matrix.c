@@ -196,6 +196,20 @@ static cmoe_status fill(cmoe_matrix *m, const cmoe_view *bias, cmoe_error *err)
     return CMOE_OK;
 }
 
+cmoe_status cmoei_matrix_init(cmoe_matrix *m, cmoe_ctx *ctx, int32_t format, const int64_t dims[3],
+                              bool bias, bool borrow, const char *name, cmoe_error *err)
+{
+    const cmoe_matrix_options o = {.size = sizeof o, .format = format, .borrow = borrow};
+    cmoe_matrix built;
+    CMOEI_TRY(describe(&built, ctx, &o, (cmoei_gate){0}, format, dims, name, err));
+    const cmoe_status status = allocate(&built, bias, err);
+    if (status == CMOE_OK)
+        *m = built;
+    else
+        cmoei_matrix_clear(&built);
+    return status;
+}
+
 cmoe_status cmoei_matrix_alloc(cmoe_matrix **out, cmoe_ctx *ctx, int32_t format, bool gated,
                                const int64_t dims[3], bool bias, const char *name, cmoe_error *err)
 {
@@ -292,14 +306,18 @@ cmoe_status cmoe_matrix_create(cmoe_matrix **out, cmoe_ctx *ctx, const cmoe_matr
     return cmoei_matrix_create(out, ctx, o, (cmoei_gate){0}, w, "w", bias, "bias", err);
 }
 
+void cmoei_matrix_clear(cmoe_matrix *m)
+{
+    if (m->adopted) return;
+    cmoei_free(m->ctx, m->packed, m->packed_bytes);
+    cmoei_free(m->ctx, m->scale, m->scale_bytes);
+    cmoei_free(m->ctx, m->bias, m->bias_bytes);
+}
+
 void cmoe_matrix_free(cmoe_matrix *m)
 {
     if (!m) return;
-    if (!m->adopted) {
-        cmoei_free(m->ctx, m->packed, m->packed_bytes);
-        cmoei_free(m->ctx, m->scale, m->scale_bytes);
-        cmoei_free(m->ctx, m->bias, m->bias_bytes);
-    }
+    cmoei_matrix_clear(m);
     cmoei_free(m->ctx, m, (int64_t)sizeof *m);
 }
 

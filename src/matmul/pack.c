@@ -14,7 +14,8 @@
 
 enum {
     GROUP = 16, /* columns that are spread together: one 64-byte line of float32 */
-    BLOCK = 64  /* values of each at a time */
+    BLOCK = 64, /* values of each at a time */
+    LINES = 16  /* lines at a time: as many streams as a CPU can follow */
 };
 
 int64_t cmoei_matrix_row(const cmoe_matrix *m, int64_t p, int64_t c)
@@ -152,6 +153,10 @@ static float quantize(float *x, int64_t n)
 void cmoei_panel_pack(const cmoe_matrix *m, const cmoei_rows *rows, int64_t e, int64_t p,
                       char *panel, float *scale, float *x)
 {
+    if (rows->lines) {
+        cmoei_panels_pack_lines(m, rows, e, p, p + 1, panel);
+        return;
+    }
     memset(panel, 0, (size_t)m->panel_bytes);
     for (int64_t c = 0; c < m->kernel->panel; c += GROUP) {
         const int64_t n = CMOEI_MIN(GROUP, m->kernel->panel - c);
@@ -168,6 +173,47 @@ void cmoei_panel_pack(const cmoe_matrix *m, const cmoei_rows *rows, int64_t e, i
                     rows->scale ? rows->scale(rows->user, e, from) : quantize(row, m->inputs);
         }
         put_columns(m, panel, c, n, present, x);
+    }
+}
+
+/* Lines [k, k + n) of one panel, from float32 [n, panel]; lines behind n, of the last step, are zero. */
+static void put_lines(const cmoe_matrix *m, char *panel, int64_t k, int64_t n, const float *x)
+{
+    const int64_t columns = m->kernel->panel, step = m->kernel->step;
+    uint16_t *to = (uint16_t *)(void *)panel + k * columns;
+    CMOE_ASSERT(m->kernel->v.dtype == CMOE_BF16 && step <= 2 && k % step == 0);
+    if (step == 1) {
+        for (int64_t i = 0; i < n * columns; i++)
+            to[i] = cmoei_f32_to_bf16(x[i]);
+        return;
+    }
+    for (int64_t i = 0; i < n; i += 2, to += 2 * columns) {
+        const float *even = x + i * columns, *odd = even + columns;
+        const bool last = i + 1 == n;
+        for (int64_t c = 0; c < columns; c++) {
+            to[2 * c] = cmoei_f32_to_bf16(even[c]);
+            to[2 * c + 1] = last ? 0 : cmoei_f32_to_bf16(odd[c]);
+        }
+    }
+}
+
+void cmoei_panels_pack_lines(const cmoe_matrix *m, const cmoei_rows *rows, int64_t e, int64_t p,
+                             int64_t end, char *panels)
+{
+    const int64_t columns = m->kernel->panel;
+    const bool plain = m->kernel->v.dtype == CMOE_F32;
+    float x[LINES * CMOEI_PANEL];
+    for (int64_t k = 0; k < m->inputs; k += LINES) {
+        const int64_t lines = CMOEI_MIN(LINES, m->inputs - k);
+        for (int64_t i = p; i < end; i++) {
+            char *panel = panels + (i - p) * m->panel_bytes;
+            const int64_t n = CMOEI_MIN(columns, m->outputs - i * columns);
+            float *to = plain ? (float *)(void *)panel + k * columns : x;
+            rows->lines(rows->user, e, k, lines, i * columns, n, to, columns);
+            for (int64_t l = 0; l < lines && n < columns; l++)
+                memset(to + l * columns + n, 0, (size_t)(columns - n) * sizeof *to);
+            if (!plain) put_lines(m, panel, k, lines, x);
+        }
     }
 }
 
@@ -210,5 +256,6 @@ static float view_scale(const void *user, int64_t e, int64_t n)
 
 cmoei_rows cmoei_matrix_source(const cmoe_matrix *m)
 {
-    return (cmoei_rows){view_row, m->source.dtype == CMOE_I8 ? view_scale : NULL, m};
+    if (m->rows.row) return m->rows;
+    return (cmoei_rows){view_row, m->source.dtype == CMOE_I8 ? view_scale : NULL, m, NULL};
 }

@@ -48,6 +48,11 @@ CMOEI_INLINE void cmoei_cursor_step(cmoei_cursor *c, const int rows, const int b
     }
 }
 
+CMOEI_INLINE int cmoei_x_step(const cmoei_tile *t)
+{
+    return t->x_step ? (int)t->x_step : 4;
+}
+
 /* Two lines a step; a step of less than that asks for some lines twice, which costs next to
  * nothing. */
 CMOEI_INLINE void cmoei_fetch(const char **ahead, int64_t step)

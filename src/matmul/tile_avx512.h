@@ -9,11 +9,29 @@
 
 #include "tile.h"
 
-CMOEI_INLINE void cmoei_clear_ps(__m512 acc[][2], const int rows)
+CMOEI_INLINE void cmoei_start_ps(__m512 acc[][2], const cmoei_tile *t, const int rows)
+{
+    const float *from = t->acc;
+    if (t->more) {
+        CMOEI_UNROLL
+        for (int m = 0; m < rows; m++) {
+            acc[m][0] = _mm512_load_ps(from + m * 32);
+            acc[m][1] = _mm512_load_ps(from + m * 32 + 16);
+        }
+    } else {
+        CMOEI_UNROLL
+        for (int m = 0; m < rows; m++)
+            acc[m][0] = acc[m][1] = _mm512_setzero_ps();
+    }
+}
+
+CMOEI_INLINE void cmoei_add_ps(__m512 acc[][2], const float *from, const int rows)
 {
     CMOEI_UNROLL
-    for (int m = 0; m < rows; m++)
-        acc[m][0] = acc[m][1] = _mm512_setzero_ps();
+    for (int m = 0; m < rows; m++) {
+        acc[m][0] = _mm512_add_ps(_mm512_load_ps(from + m * 32), acc[m][0]);
+        acc[m][1] = _mm512_add_ps(_mm512_load_ps(from + m * 32 + 16), acc[m][1]);
+    }
 }
 
 CMOEI_INLINE void cmoei_put_ps(float *out, __m512 acc[][2], const int rows)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * ops/attention_vec.h - one vector of floats as attention_simd.c needs it, AVX-512 or AVX2.
+ * ops/attention_vec.h - one vector of floats as attention_simd.c and attention_rows_simd.c need it,
+ * AVX-512 or AVX2.
  *
  * The inner loops are written with these because compilers turn tiles of plain arrays into scalars
  * or keep them in memory: a tenth to a third of the speed.
@@ -9,6 +10,7 @@
 #define CMOE_OPS_ATTENTION_VEC_H
 
 #include <immintrin.h>
+#include <string.h>
 
 #include "core/core.h"
 
@@ -47,6 +49,18 @@ VEC_INLINE vec vec_bf16(const char *at)
     const __m256i h = _mm256_loadu_si256((const void *)at);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
+VEC_INLINE vec vec_add(vec a, vec b)
+{
+    return _mm512_add_ps(a, b);
+}
+VEC_INLINE vec vec_max(vec x, vec m) /* m where x is NaN */
+{
+    return _mm512_max_ps(x, m);
+}
+VEC_INLINE vec vec_pick(uint32_t bits, vec a, vec b) /* lane i: a where bit i is set, else b */
+{
+    return _mm512_mask_blend_ps((__mmask16)bits, b, a);
+}
 VEC_INLINE int vec_strip(const int rows) /* these, of each of so many rows */
 {
     (void)rows;
@@ -80,6 +94,20 @@ VEC_INLINE vec vec_bf16(const char *at)
     const __m128i h = _mm_loadu_si128((const void *)at);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
+VEC_INLINE vec vec_add(vec a, vec b)
+{
+    return _mm256_add_ps(a, b);
+}
+VEC_INLINE vec vec_max(vec x, vec m)
+{
+    return _mm256_max_ps(x, m);
+}
+VEC_INLINE vec vec_pick(uint32_t bits, vec a, vec b)
+{
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32((int)bits), lane);
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane)));
+}
 VEC_INLINE int vec_strip(const int rows)
 {
     return rows > 1 ? 2 : VEC_MOST; /* 16 registers; one row alone waits for its own FMAs */
@@ -92,6 +120,30 @@ VEC_INLINE vec vec_cached(const char *at, int64_t i, const int32_t format)
 {
     return format == CMOE_F32 ? vec_get((const float *)(const void *)(at + 4 * i))
                               : vec_bf16(at + 2 * i);
+}
+
+/* Eight rows of eight become eight columns, the same instructions in both. */
+VEC_INLINE void vec_turn8(__m256 x[8])
+{
+    __m256 t[8];
+    VEC_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+    }
+    VEC_UNROLL
+    for (int i = 0; i < 8; i += 4) {
+        x[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        x[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        x[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        x[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    VEC_UNROLL
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x31);
+    }
+    memcpy(x, t, sizeof t);
 }
 
 #endif

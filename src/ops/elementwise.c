@@ -38,7 +38,7 @@ ROW(clip, ref);
 TABLE(scaled_add)
 TABLE(clip)
 
-static cmoe_status check_scale(float scale, cmoe_error *err)
+cmoe_status cmoei_check_finite_scale(float scale, cmoe_error *err)
 {
     if (scale - scale == 0) return CMOE_OK;
     return cmoei_fail(err, CMOE_ERR_RANGE, "scale = %g, want a finite number", (double)scale);
@@ -69,7 +69,7 @@ cmoe_status cmoe_scaled_add(cmoe_stream *s, cmoe_view x, cmoe_view y, float scal
                             cmoe_view_mut out, cmoe_error *err)
 {
     CMOEI_TRY(cmoei_check_stream(s, err));
-    CMOEI_TRY(check_scale(scale, err));
+    CMOEI_TRY(cmoei_check_finite_scale(scale, err));
     CMOEI_TRY(cmoei_check_matrix(&y, "y", -1, -1, "hidden", err));
     const int64_t rows = y.dims[0], cols = y.dims[1];
     if (cmoei_given(&x)) CMOEI_TRY(cmoei_check_matrix(&x, "x", rows, cols, "hidden", err));
@@ -124,7 +124,7 @@ static void embedding_rows(const void *arg, int64_t row, int64_t row_end)
     }
 }
 
-static cmoe_status check_ids(const cmoe_view *ids, int64_t vocab, cmoe_error *err)
+cmoe_status cmoei_check_token_ids(const cmoe_view *ids, int64_t vocab, cmoe_error *err)
 {
     for (int64_t t = 0; t < ids->dims[0]; t++) {
         const int64_t id = cmoei_load_index(cmoei_at(ids, t, 0), ids->dtype);
@@ -156,14 +156,14 @@ static cmoe_status check_embedding(const cmoe_view *ids, const cmoe_view *table,
     CMOEI_TRY(cmoei_check_out(out, &want_out, err));
     CMOEI_TRY(cmoei_check_apart(out, "out", ids, "ids", err));
     CMOEI_TRY(cmoei_check_apart(out, "out", table, "table", err));
-    return check_ids(ids, table->dims[0], err);
+    return cmoei_check_token_ids(ids, table->dims[0], err);
 }
 
 cmoe_status cmoe_embedding(cmoe_stream *s, cmoe_view ids, cmoe_view table, float scale,
                            cmoe_view_mut out, cmoe_error *err)
 {
     CMOEI_TRY(cmoei_check_stream(s, err));
-    CMOEI_TRY(check_scale(scale, err));
+    CMOEI_TRY(cmoei_check_finite_scale(scale, err));
     CMOEI_TRY(check_embedding(&ids, &table, &out, err));
     const int64_t tokens = ids.dims[0], hidden = table.dims[1];
     if (tokens == 0 || hidden == 0) return CMOE_OK;

@@ -38,8 +38,11 @@ void cmoe_rms_norm_options_default(cmoe_rms_norm_options *o, size_t size)
     cmoei_options_write(o, size, &defaults, sizeof defaults);
 }
 
-static cmoe_status check_options(const cmoe_rms_norm_options *o, cmoe_error *err)
+cmoe_status cmoei_rms_norm_options(cmoe_rms_norm_options *o, const cmoe_rms_norm_options *options,
+                                   cmoe_error *err)
 {
+    *o = defaults;
+    CMOEI_TRY(cmoei_options_read(o, sizeof *o, options, "cmoe_rms_norm_options", err));
     if (!(o->eps >= 0) || o->eps - o->eps != 0)
         return cmoei_fail(err, CMOE_ERR_RANGE, "eps = %g, want a finite number >= 0",
                           (double)o->eps);
@@ -148,10 +151,9 @@ cmoe_status cmoe_rms_norm(cmoe_stream *s, const cmoe_rms_norm_options *options, 
                           cmoe_view residual, cmoe_view weight, cmoe_view_mut out,
                           cmoe_view_mut residual_out, cmoe_error *err)
 {
-    cmoe_rms_norm_options o = defaults;
+    cmoe_rms_norm_options o;
     CMOEI_TRY(cmoei_check_stream(s, err));
-    CMOEI_TRY(cmoei_options_read(&o, sizeof o, options, "cmoe_rms_norm_options", err));
-    CMOEI_TRY(check_options(&o, err));
+    CMOEI_TRY(cmoei_rms_norm_options(&o, options, err));
     CMOEI_TRY(check_inputs(&x, &residual, &weight, err));
     CMOEI_TRY(check_outputs(&x, &residual, &weight, &out, &residual_out, err));
     const int64_t elements = cmoei_elements(&x), hidden = x.dims[x.rank - 1];

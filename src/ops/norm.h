@@ -30,6 +30,10 @@ typedef struct cmoei_norm_kernel {
 
 extern const cmoei_table cmoei_norm_table;
 
+/* The caller's options over the defaults, checked. */
+cmoe_status cmoei_rms_norm_options(cmoe_rms_norm_options *o, const cmoe_rms_norm_options *options,
+                                   cmoe_error *err);
+
 enum { CMOEI_NORM_LANES = 32 };
 
 #endif

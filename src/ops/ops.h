@@ -18,6 +18,10 @@ cmoe_status cmoei_check_matrix_out(const cmoe_view_mut *v, const char *name, int
 cmoe_status cmoei_check_in_place(const cmoe_view_mut *out, const char *out_name,
                                  const cmoe_view *in, const char *in_name, cmoe_error *err);
 
+/* Of embedding and its backward: every id of a checked view is in [0, vocab); scale is finite. */
+cmoe_status cmoei_check_token_ids(const cmoe_view *ids, int64_t vocab, cmoe_error *err);
+cmoe_status cmoei_check_finite_scale(float scale, cmoe_error *err);
+
 /* Rows [row, row_end) of whatever `args` says. */
 typedef void (*cmoei_rows_fn)(const void *args, int64_t row, int64_t row_end);
 /* All rows, with as many threads as `cost` (float operations, roughly) is worth. */

@@ -26,13 +26,14 @@ typedef struct cmoei_quantize_kernel {
 
 extern const cmoei_table cmoei_quantize_table;
 
-const cmoei_quantize_kernel *cmoei_quantize_pick(uint32_t features);
+const cmoei_quantize_kernel *cmoei_quantize_pick(uint32_t features) CMOE_PRIV(quantize_pick);
 
 /* From the bits of the row's largest magnitude: what to multiply by (0: all q are 0), and the scale
  * that undoes it. */
 float cmoei_quantize_factor(uint32_t largest, float *scale);
 
 /* x [n] -> q [n]; returns the scale. */
-float cmoei_quantize_row(const cmoei_quantize_kernel *kernel, const float *x, int64_t n, int8_t *q);
+float cmoei_quantize_row(const cmoei_quantize_kernel *kernel, const float *x, int64_t n, int8_t *q)
+    CMOE_PRIV(quantize_row);
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * balance.c - how evenly the experts are used: cmoe_route_load counts, cmoe_route_balance_loss
- * weighs the counts with the router's probabilities.
+ * weighs the counts with the router's probabilities, cmoe_route_bias_update evens them out.
  *
  * logits [T, E], ids [T, K], mask [T].  With N tokens that count, c_e slots of theirs on expert e,
  *
@@ -13,16 +13,14 @@
  * whatever the number of threads; sums go in token order inside a block, then as a balanced tree
  * over blocks, in double.
  */
+#include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
+#include "backward.h"
 #include "route_kernel.h"
 
 enum { CHUNK = 4 * CMOEI_ROUTE_PIECE, BLOCKS = 64, TASK_TOKENS = 16 };
-
-static bool counts(const cmoe_view *mask, int64_t t)
-{
-    return !cmoei_given(mask) || cmoei_load_index(cmoei_at(mask, t, 0), mask->dtype) != 0;
-}
 
 /* ---- balance loss ---------------------------------------------------------------------------- */
 
@@ -40,7 +38,7 @@ static void count_chunk(balance *b)
     for (int64_t e = 0; e < b->share.count; e++)
         b->load[e] = 0;
     for (int64_t t = 0; t < ids->dims[0]; t++) {
-        if (!counts(&b->mask, t)) continue;
+        if (!cmoei_route_counts(&b->mask, t)) continue;
         for (int64_t k = 0; k < ids->dims[1]; k++) {
             /* Unsigned: ids come from outside and may be anything. */
             const uint64_t e = (uint64_t)cmoei_load_index(cmoei_at(ids, t, k), ids->dtype) -
@@ -59,7 +57,7 @@ static void sum_blocks(void *arg, cmoei_team *team, int32_t index, int32_t count
         int64_t begin, end;
         cmoei_split(b->ids.dims[0], (int32_t)i, BLOCKS, &begin, &end);
         for (int64_t t = begin; t < end; t++) {
-            if (counts(&b->mask, t)) b->block[i] += b->kernel->share(&b->share, t);
+            if (cmoei_route_counts(&b->mask, t)) b->block[i] += b->kernel->share(&b->share, t);
         }
     }
 }
@@ -80,7 +78,7 @@ static double balance_loss(cmoe_ctx *ctx, balance *b)
     double n = 0, sum = 0;
     if (topk == 0 || experts == 0) return 0; /* of any number of tokens */
     for (int64_t t = 0; t < tokens; t++)
-        n += counts(&b->mask, t);
+        n += cmoei_route_counts(&b->mask, t);
     if (n == 0) return 0;
     for (b->share.first = 0; b->share.first < experts; b->share.first += CHUNK) {
         b->share.count = CMOEI_MIN(experts - b->share.first, (int64_t)CHUNK);
@@ -160,5 +158,63 @@ cmoe_status cmoe_route_load(cmoe_stream *s, cmoe_view ids, cmoe_view_mut out, cm
             memcpy(cmoei_at_mut(&out, e, 0), &n, sizeof n);
         }
     }
+    return CMOE_OK;
+}
+
+/* ---- correction bias ------------------------------------------------------------------------- */
+
+static int64_t count_of(const cmoe_view *counts, int64_t e)
+{
+    return cmoei_load_index(cmoei_at(counts, e, 0), counts->dtype);
+}
+
+static cmoe_status sum_counts(const cmoe_view *counts, int64_t *sum, cmoe_error *err)
+{
+    *sum = 0;
+    for (int64_t e = 0; e < counts->dims[0]; e++) {
+        const int64_t n = count_of(counts, e);
+        if (n < 0)
+            return cmoei_fail(err, CMOE_ERR_RANGE, "%s[%" PRId64 "] = %" PRId64 ", want >= 0",
+                              cmoei_name(counts->name, "counts"), e, n);
+        if (!cmoei_add(*sum, n, sum))
+            return cmoei_fail(err, CMOE_ERR_RANGE, "%s: their sum is beyond 2^63 - 1",
+                              cmoei_name(counts->name, "counts"));
+    }
+    return CMOE_OK;
+}
+
+/* The mean is whole + part / E: compared in integers, so that equal is equal. */
+cmoe_status cmoe_route_bias_update(cmoe_stream *s, cmoe_view counts, float rate, cmoe_view_mut bias,
+                                   cmoe_error *err)
+{
+    cmoei_want want = {.name = "counts",
+                       .dtypes = CMOEI_DTYPE(CMOE_I64),
+                       .rank = 1,
+                       .dims = {-1},
+                       .dim_names = {"experts"}};
+    int64_t sum;
+    CMOEI_TRY(cmoei_check_stream(s, err));
+    CMOEI_TRY(cmoei_check_in(&counts, &want, err));
+    want.name = "bias";
+    want.dtypes = CMOEI_DTYPE(CMOE_F32);
+    want.dims[0] = counts.dims[0];
+    CMOEI_TRY(cmoei_check_out(&bias, &want, err));
+    CMOEI_TRY(cmoei_check_apart(&bias, "bias", &counts, "counts", err));
+    if (!isfinite(rate))
+        return cmoei_fail(err, CMOE_ERR_RANGE, "rate = %g, want a finite value", (double)rate);
+    CMOEI_TRY(sum_counts(&counts, &sum, err));
+    const int64_t experts = counts.dims[0];
+    if (experts == 0) return CMOE_OK;
+    const int64_t whole = sum / experts, part = sum % experts;
+    const uint64_t before = cmoei_float_enter();
+    for (int64_t e = 0; e < experts; e++) {
+        const int64_t n = count_of(&counts, e);
+        if (n == whole && part == 0) continue;
+        float b;
+        memcpy(&b, cmoei_at_mut(&bias, e, 0), sizeof b);
+        b += n > whole ? -rate : rate;
+        memcpy(cmoei_at_mut(&bias, e, 0), &b, sizeof b);
+    }
+    cmoei_float_leave(before);
     return CMOE_OK;
 }

@@ -277,8 +277,8 @@ cmoe_status cmoei_route_check_scale(const cmoe_view *v, cmoe_error *err)
     return CMOE_OK;
 }
 
-cmoe_status cmoei_route_check(cmoei_route_call *c, const cmoe_route_options *o,
-                              const cmoe_route_inputs *in, cmoe_error *err)
+cmoe_status cmoei_route_check_inputs(cmoei_route_call *c, const cmoe_route_options *o,
+                                     const cmoe_route_inputs *in, cmoe_error *err)
 {
     cmoe_route_inputs_default(&c->in, sizeof c->in);
     CMOEI_TRY(cmoei_options_read(&c->in, sizeof c->in, in, "cmoe_route_inputs", err));
@@ -298,7 +298,13 @@ cmoe_status cmoei_route_check(cmoei_route_call *c, const cmoe_route_options *o,
     CMOEI_TRY(check_presence(c, err));
     if (!cmoei_given(&c->logits))
         c->tokens = c->in.given_ids.rank > 0 ? c->in.given_ids.dims[0] : 0;
-    CMOEI_TRY(check_inputs(c, err));
+    return check_inputs(c, err);
+}
+
+cmoe_status cmoei_route_check(cmoei_route_call *c, const cmoe_route_options *o,
+                              const cmoe_route_inputs *in, cmoe_error *err)
+{
+    CMOEI_TRY(cmoei_route_check_inputs(c, o, in, err));
     CMOEI_TRY(check_outputs(c, err));
     CMOEI_TRY(check_forced_ids(c, err));
     return cmoei_route_check_scale(&c->in.per_expert_scale, err);

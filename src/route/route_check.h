@@ -23,6 +23,10 @@ typedef struct cmoei_route_call {
 cmoe_status cmoei_route_read_options(cmoe_route_options *o, const cmoe_route_options *given,
                                      int64_t experts, cmoe_error *err);
 
+/* Options, and shapes and formats of logits and inputs. */
+cmoe_status cmoei_route_check_inputs(cmoei_route_call *c, const cmoe_route_options *o,
+                                     const cmoe_route_inputs *in, cmoe_error *err);
+
 /* Everything: shapes, formats, overlaps, ids.  `c` has logits, weights and ids on entry. */
 cmoe_status cmoei_route_check(cmoei_route_call *c, const cmoe_route_options *o,
                               const cmoe_route_inputs *in, cmoe_error *err);

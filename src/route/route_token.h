@@ -240,11 +240,11 @@ static inline void route_weights(const cmoei_route_plan *p, const cmoei_real *sc
 /* ---- balance loss ---------------------------------------------------------------------------- */
 
 /* Logits [at, at + n) of token t, sanitised. */
-static inline int64_t route_piece(const cmoei_route_share *a, int64_t t, int64_t at, float *raw,
+static inline int64_t route_piece(const cmoe_view *logits, int64_t t, int64_t at, float *raw,
                                   cmoei_real *restrict x)
 {
-    const int64_t n = CMOEI_MIN(a->logits.dims[1] - at, (int64_t)CMOEI_ROUTE_PIECE);
-    cmoei_load_f32(raw, cmoei_at(&a->logits, t, at), a->logits.dtype, a->logits.strides[1], n);
+    const int64_t n = CMOEI_MIN(logits->dims[1] - at, (int64_t)CMOEI_ROUTE_PIECE);
+    cmoei_load_f32(raw, cmoei_at(logits, t, at), logits->dtype, logits->strides[1], n);
     for (int64_t i = 0; i < n; i++)
         x[i] = route_sanitise(raw[i]);
     return n;
@@ -259,12 +259,12 @@ static inline double route_share(const cmoei_route_share *a, int64_t t)
     const int64_t experts = a->logits.dims[1];
     cmoei_real top = -INFINITY;
     for (int64_t at = 0; at < experts; at += CMOEI_ROUTE_PIECE) {
-        const int64_t n = route_piece(a, t, at, raw, x);
+        const int64_t n = route_piece(&a->logits, t, at, raw, x);
         top = route_larger(route_max(x, n), top);
     }
     double all[ROUTE_LANES] = {0}, wanted[ROUTE_LANES] = {0};
     for (int64_t at = 0; at < experts; at += CMOEI_ROUTE_PIECE) {
-        const int64_t n = route_piece(a, t, at, raw, x);
+        const int64_t n = route_piece(&a->logits, t, at, raw, x);
         for (int64_t i = 0; i < n; i++)
             x[i] = real_exp(x[i] - top);
         for (int64_t i = n; i < cmoei_round_up(n, ROUTE_LANES); i++)

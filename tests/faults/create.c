@@ -43,6 +43,20 @@ static void drop_matrix(void *made)
     cmoe_matrix_free(made);
 }
 
+static cmoe_status make_trainable(cmoe_ctx *ctx, int variant, void **made, cmoe_error *err)
+{
+    cmoe_trainable_options o;
+    cmoe_trainable_options_default(&o, sizeof o);
+    o.format = formats[variant % 2];
+    o.borrow = variant / 2 % 2;
+    o.rank = variant / 4 * 3;
+    return cmoe_trainable_create((cmoe_trainable **)made, ctx, &o, FE, FH, FI, err);
+}
+static void drop_trainable(void *made)
+{
+    cmoe_trainable_free(made);
+}
+
 static cmoe_status make_experts(cmoe_ctx *ctx, int variant, void **made, cmoe_error *err)
 {
     cmoe_experts_options o;
@@ -101,8 +115,11 @@ static void drop_layer(void *made)
 }
 
 static const subject subjects[] = {
-    {"stream", make_stream, drop_stream, 1},    {"matrix", make_matrix, drop_matrix, 9},
-    {"experts", make_experts, drop_experts, 6}, {"comm", make_comm, drop_comm, 1},
+    {"stream", make_stream, drop_stream, 1},
+    {"matrix", make_matrix, drop_matrix, 9},
+    {"trainable", make_trainable, drop_trainable, 8},
+    {"experts", make_experts, drop_experts, 6},
+    {"comm", make_comm, drop_comm, 1},
     {"layer", make_layer, drop_layer, 2},
 };
 

@@ -135,6 +135,48 @@ static void check(kc *c, const cmoei_matmul_kernel *k, int32_t rows, int64_t K, 
     kc_end(c);
 }
 
+/* Float formats: a product cut in two, the second part continuing the sums of the first, and f32 rows
+ * that are read across, give the bits of the whole. */
+static void check_forms(kc *c, const cmoei_matmul_kernel *k, int32_t rows, int64_t K, int64_t cut)
+{
+    const int64_t steps = K / k->step, size = k->v.dtype == CMOE_F32 ? 4 : 2;
+    kc_begin(c, "matmul/%s %s rows=%d K=%d cut at %d", k->v.name, cmoe_dtype_name(k->v.dtype), rows,
+             (int)K, (int)cut);
+    float *x = kc_f32s(c, rows * K), *w = kc_f32s(c, k->panel * K);
+    int64_t stride;
+    const char *xp = prepare(c, k, x, K, K, steps, rows, &stride), *wp = pack(c, k, w, K, steps);
+    const int64_t bytes = rows * k->panel * 4, first = cut / k->step;
+    float *whole = kc_out(c, bytes), *parts = kc_out(c, bytes), *across = kc_out(c, bytes);
+    k->run(&(cmoei_tile){.x = xp, .x_stride = stride, .w = wp, .steps = steps, .acc = whole}, rows);
+    cmoei_tile t = {.x = xp, .x_stride = stride, .w = wp, .steps = first, .acc = parts};
+    k->run(&t, rows);
+    t.x += first * k->step * (k->x_form == CMOEI_X_BF16 ? 2 : 4);
+    t.w += first * k->step * k->panel * size;
+    t.steps = steps - first;
+    t.more = true;
+    k->run(&t, rows);
+    kc_equal(c, "parts", parts, whole, bytes);
+    if (k->v.dtype == CMOE_F32) {
+        float *turned = kc_out(c, rows * K * 4);
+        for (int64_t i = 0; i < rows * K; i++)
+            turned[i % K * rows + i / K] = x[i];
+        k->run(&(cmoei_tile){.x = (const char *)turned,
+                             .x_stride = 4,
+                             .x_step = rows * 4,
+                             .w = wp,
+                             .steps = steps,
+                             .acc = across},
+               rows);
+        kc_equal(c, "across", across, whole, bytes);
+        t = (cmoei_tile){
+            .x = xp, .x_stride = stride, .w = wp, .steps = steps, .acc = across, .onto = true};
+        k->run(&t, rows);
+        for (int64_t i = 0; i < bytes / 4; i++)
+            kc_near(c, "onto", i, across[i], whole[i] + whole[i], 0);
+    }
+    kc_end(c);
+}
+
 int main(void)
 {
     static const int64_t lengths[] = {1, 2, 3, 4, 5, 7, 31, 64, 100, 257};
@@ -150,6 +192,10 @@ int main(void)
         for (int32_t rows = 1; rows <= k->rows; rows++) {
             for (int64_t n = 0; n < CMOEI_COUNT(lengths); n++)
                 check(&c, k, rows, lengths[n], 0);
+        }
+        for (int32_t rows = 1; rows <= k->rows && k->v.dtype != CMOE_I8; rows++) {
+            check_forms(&c, k, rows, 100, 36);
+            check_forms(&c, k, rows, 8, 0);
         }
         check(&c, k, k->rows, 2048, 0);
         check(&c, k, 2, 64, -120); /* subnormal products */

@@ -126,7 +126,7 @@ def parse_layers(text):
 
 
 # Public headers that are not named after their folder.
-HEADER_FOLDERS = {"base": "core", "attention": "ops", "model": "models", "engine": "engine"}
+HEADER_FOLDERS = {"base": "core", "attention": "ops", "trainable": "matmul", "model": "models", "engine": "engine"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 
