@@ -14,6 +14,7 @@
 
 #include "cmoe/attention.h"
 #include "cmoe/base.h"
+#include "cmoe/lora.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -50,6 +51,11 @@ typedef struct cmoe_model_options {
     /* Called now and then, by one thread at a time; another value than 0 gives CMOE_ERR_CANCELLED. */
     int32_t (*progress)(void *user, int64_t done_bytes, int64_t total_bytes);
     void *progress_user;
+    /* Adapters (cmoe/lora.h) that are folded into the weights while these are packed, in float32; scale
+     * NULL: 1 each.  Needed until load returns.  With adapters nothing is kept in cache_dir. */
+    const cmoe_adapter *const *adapters;
+    const float *adapter_scales;
+    int64_t adapter_count;
 } cmoe_model_options;
 
 CMOE_API void cmoe_model_options_default(cmoe_model_options *o, size_t size);
@@ -176,6 +182,16 @@ CMOE_API cmoe_status cmoe_model_forward_bytes(const cmoe_model *m, int64_t token
 CMOE_API cmoe_status cmoe_model_forward(cmoe_stream *s, const cmoe_model *m,
                                         const cmoe_model_call *call, cmoe_view_mut logits,
                                         cmoe_arena *scratch, cmoe_error *err);
+
+/* ---- merge ----------------------------------------------------------------------------------- */
+
+/* Writes the model with its adapters folded in, W + sum of scale * s B A in float32, rounded once to
+ * `dtype` (CMOE_F32, CMOE_BF16, 0: as stored), as a directory; config and tokenizer files are copied.
+ * scales [count] or NULL: 1. */
+CMOE_API cmoe_status cmoe_model_merge(cmoe_ctx *ctx, const char *model,
+                                      const cmoe_adapter *const *adapters, const float *scales,
+                                      int64_t count, int32_t dtype, const char *out_dir,
+                                      cmoe_error *err);
 
 #ifdef __cplusplus
 }

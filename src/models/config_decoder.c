@@ -127,6 +127,7 @@ void cmoei_config_decoder(cmoei_config *c, cmoei_decoder *d)
     cmoei_config outer = *c;
     outer.root = c->outer;
     d->embedding_scale = d->residual_scale = d->logits_scale = 1;
+    d->init_std = (float)cmoei_config_real(c, "initializer_range", 0, 10, 0.02);
     d->mask_token = -1;
     cmoe_route_options_default(&d->route, sizeof d->route);
     read_sizes(c, d);

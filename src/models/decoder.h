@@ -79,6 +79,7 @@ typedef struct cmoei_decoder {
     /* ends */
     bool tied, head_bias;
     float embedding_scale, residual_scale, logits_scale;
+    float init_std; /* of weights that are made and not read: initializer_range */
 
     /* storage */
     int64_t f8_block[2]; /* outputs and inputs that share a scale */

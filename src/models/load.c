@@ -70,12 +70,23 @@ static cmoe_status load_vectors(cmoei_loader *l)
 /* ---- attention ------------------------------------------------------------------------------------ */
 
 /* Every piece with its bias, or none of them. */
-static void recipe_piece(cmoei_recipe *r, const cmoei_source *rows, const cmoei_source *bias,
-                         cmoei_range range)
+static cmoei_piece *recipe_piece(cmoei_recipe *r, const cmoei_source *rows,
+                                 const cmoei_source *bias, cmoei_range range)
 {
-    r->rows[r->count] = (cmoei_piece){rows, range};
-    r->bias[r->count] = (cmoei_piece){bias, range};
-    r->count++;
+    cmoei_piece *p = &r->rows[r->count];
+    *p = (cmoei_piece){.source = rows, .rows = range, .layer = -1};
+    r->bias[r->count++] = (cmoei_piece){.source = bias, .rows = range, .layer = -1};
+    return p;
+}
+
+/* A piece that adapters may change. */
+static void adapted_piece(cmoei_recipe *r, const cmoei_source *rows, const cmoei_source *bias,
+                          cmoei_range range, int64_t layer, cmoei_role role, int64_t first_expert)
+{
+    cmoei_piece *p = recipe_piece(r, rows, bias, range);
+    p->layer = layer;
+    p->role = role;
+    p->first_expert = first_expert;
 }
 
 static cmoe_status load_attention(cmoei_loader *l, int64_t i)
@@ -92,14 +103,14 @@ static cmoe_status load_attention(cmoei_loader *l, int64_t i)
     cmoei_recipe o = {
         .name = "o", .format = l->m->format, .dims = {1, hidden.count, d->heads * d->head_dim}};
     const bool biased = d->qkv_bias;
-    recipe_piece(&qkv, cmoei_tensor_of(t, i, CMOEI_Q),
-                 biased ? cmoei_tensor_of(t, i, CMOEI_Q_BIAS) : NULL, q);
-    recipe_piece(&qkv, cmoei_tensor_of(t, i, CMOEI_K),
-                 biased ? cmoei_tensor_of(t, i, CMOEI_K_BIAS) : NULL, k);
-    recipe_piece(&qkv, cmoei_tensor_of(t, i, CMOEI_V),
-                 biased ? cmoei_tensor_of(t, i, CMOEI_V_BIAS) : NULL, k);
-    recipe_piece(&o, cmoei_tensor_of(t, i, CMOEI_O),
-                 d->o_bias ? cmoei_tensor_of(t, i, CMOEI_O_BIAS) : NULL, hidden);
+    adapted_piece(&qkv, cmoei_tensor_of(t, i, CMOEI_Q),
+                  biased ? cmoei_tensor_of(t, i, CMOEI_Q_BIAS) : NULL, q, i, CMOEI_Q, 0);
+    adapted_piece(&qkv, cmoei_tensor_of(t, i, CMOEI_K),
+                  biased ? cmoei_tensor_of(t, i, CMOEI_K_BIAS) : NULL, k, i, CMOEI_K, 0);
+    adapted_piece(&qkv, cmoei_tensor_of(t, i, CMOEI_V),
+                  biased ? cmoei_tensor_of(t, i, CMOEI_V_BIAS) : NULL, k, i, CMOEI_V, 0);
+    adapted_piece(&o, cmoei_tensor_of(t, i, CMOEI_O),
+                  d->o_bias ? cmoei_tensor_of(t, i, CMOEI_O_BIAS) : NULL, hidden, i, CMOEI_O, 0);
     CMOEI_TRY(cmoei_load_matrix(l, &qkv, &layer->qkv));
     return cmoei_load_matrix(l, &o, &layer->o);
 }
@@ -110,6 +121,8 @@ static cmoe_status load_attention(cmoei_loader *l, int64_t i)
 typedef struct mlp_sources {
     const cmoei_source *gate, *up, *down, *gate_bias, *up_bias, *down_bias; /* [count] */
     int64_t count, inter;
+    int64_t layer, first; /* of which layer, from which expert on */
+    cmoei_role role;      /* of the gate; up and down come behind it */
 } mlp_sources;
 
 static cmoe_status load_mlp(cmoei_loader *l, const mlp_sources *s,
@@ -123,9 +136,9 @@ static cmoe_status load_mlp(cmoei_loader *l, const mlp_sources *s,
                        .dims = {s->count, 2 * inter.count, l->m->d.hidden}};
     cmoei_recipe down = {
         .name = "w2", .format = l->m->format, .dims = {s->count, hidden.count, s->inter}};
-    recipe_piece(&up, s->gate, s->gate_bias, inter);
-    recipe_piece(&up, s->up, s->up_bias, inter);
-    recipe_piece(&down, s->down, s->down_bias, hidden);
+    adapted_piece(&up, s->gate, s->gate_bias, inter, s->layer, s->role, s->first);
+    adapted_piece(&up, s->up, s->up_bias, inter, s->layer, s->role + 1, s->first);
+    adapted_piece(&down, s->down, s->down_bias, hidden, s->layer, s->role + 2, s->first);
     CMOEI_TRY(cmoei_load_matrix(l, &up, &out->w13));
     CMOEI_TRY(cmoei_load_matrix(l, &down, &out->w2));
     if (l->m->share.ranks > 1) return CMOE_OK; /* parts of outputs are not experts yet */
@@ -147,7 +160,9 @@ static cmoe_status load_plain_mlp(cmoei_loader *l, int64_t i, cmoei_role gate, i
                      .up = cmoei_tensor_of(l->t, i, gate + 1),
                      .down = cmoei_tensor_of(l->t, i, gate + 2),
                      .count = 1,
-                     .inter = inter};
+                     .inter = inter,
+                     .layer = i,
+                     .role = gate};
     if (l->m->d.mlp_bias) {
         s.gate_bias = cmoei_tensor_of(l->t, i, gate + 3);
         s.up_bias = cmoei_tensor_of(l->t, i, gate + 4);
@@ -173,7 +188,10 @@ static cmoe_status load_experts(cmoei_loader *l, int64_t i)
                      .up = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_UP, e),
                      .down = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_DOWN, e),
                      .count = kept.count,
-                     .inter = d->layer[i].inter};
+                     .inter = d->layer[i].inter,
+                     .layer = i,
+                     .first = e,
+                     .role = CMOEI_EXPERT_GATE};
     if (d->mlp_bias || d->expert_bias) {
         s.gate_bias = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_GATE_BIAS, e);
         s.up_bias = cmoei_tensor_of_expert(l->t, i, CMOEI_EXPERT_UP_BIAS, e);
@@ -185,9 +203,10 @@ static cmoe_status load_experts(cmoei_loader *l, int64_t i)
 /* ---- router --------------------------------------------------------------------------------------- */
 
 /* All rows of a source, for what takes a view. */
-static cmoe_status read_whole(cmoei_loader *l, const cmoei_source *s, cmoei_values *w)
+static cmoe_status read_whole(cmoei_loader *l, int64_t layer, cmoei_role role, cmoei_values *w)
 {
     const void *kept;
+    const cmoei_source *s = cmoei_tensor_of(l->t, layer, role);
     if (!s->data) return CMOE_OK;
     w->rows = s->rows;
     w->cols = s->cols;
@@ -198,8 +217,10 @@ static cmoe_status read_whole(cmoei_loader *l, const cmoei_source *s, cmoei_valu
         memcpy(w->values, kept, (size_t)w->bytes);
         return CMOE_OK;
     }
-    for (int64_t n = 0; n < s->rows; n++)
+    for (int64_t n = 0; n < s->rows; n++) {
         cmoei_source_row(s, n, w->values + n * s->cols);
+        cmoei_fold_row(l->folds, layer, role, 0, n, w->values + n * s->cols);
+    }
     return cmoei_tape_put(l->tape, w->values, w->bytes, true, l->err);
 }
 
@@ -238,7 +259,7 @@ static cmoe_status load_router(cmoei_loader *l, int64_t i)
                                                          CMOEI_CHOICE_BIAS, CMOEI_SHARED_WEIGHT};
     cmoei_model_layer *layer = &l->m->layer[i];
     for (int32_t r = 0; r < CMOEI_ROUTER_PARTS; r++)
-        CMOEI_TRY(read_whole(l, cmoei_tensor_of(l->t, i, roles[r]), &layer->router[r]));
+        CMOEI_TRY(read_whole(l, i, roles[r], &layer->router[r]));
     if (cmoei_model_is_share(l->m)) return CMOE_OK;
     CMOEI_TRY(create_layer(l, i, layer->router));
     cmoei_model_free_router(l->m, i); /* the layer has copies */
@@ -324,10 +345,11 @@ static int64_t longest_row(const cmoei_decoder *d)
 }
 
 cmoe_status cmoei_model_fill(cmoe_model *m, const cmoe_model_options *o, const cmoe_checkpoint *c,
-                             const cmoei_tensors *t, cmoei_tape *tape, cmoe_error *err)
+                             const cmoei_tensors *t, const cmoei_folds *folds, cmoei_tape *tape,
+                             cmoe_error *err)
 {
     const cmoe_model_bytes *b = &m->info.bytes;
-    cmoei_loader l = {.m = m, .o = o, .c = c, .t = t, .tape = tape, .err = err};
+    cmoei_loader l = {.m = m, .o = o, .c = c, .t = t, .folds = folds, .tape = tape, .err = err};
     l.total = b->total - b->router - b->embedding - b->small; /* which are copied, not packed */
     if (cmoei_tape_plays(tape)) l.told = l.total;             /* when the tape was opened */
     if (!cmoei_pack_elements(longest_row(&m->d), &l.row_length) ||

@@ -11,13 +11,16 @@
 #ifndef CMOE_MODELS_LOAD_H
 #define CMOE_MODELS_LOAD_H
 
+#include "adapt.h"
 #include "model.h"
 #include "tape.h"
 
-/* Rows [first, first + count) of a source of each expert. */
+/* Rows [first, first + count) of a source of each expert, and where adapters find it. */
 typedef struct cmoei_piece {
     const cmoei_source *source; /* [E] */
     cmoei_range rows;
+    int64_t layer, first_expert; /* layer -1: none changes it */
+    cmoei_role role;
 } cmoei_piece;
 
 enum { CMOEI_PIECES = 3, CMOEI_JOBS = 8 };
@@ -25,6 +28,7 @@ enum { CMOEI_PIECES = 3, CMOEI_JOBS = 8 };
 /* A matrix [E, N, K] whose rows are those of its pieces, one below the other. */
 typedef struct cmoei_job {
     cmoe_matrix *matrix;
+    const cmoei_folds *folds;
     cmoei_piece pieces[CMOEI_PIECES];
     int64_t panels; /* of all E matrices */
 } cmoei_job;
@@ -34,6 +38,7 @@ typedef struct cmoei_loader {
     const cmoe_model_options *o;
     const cmoe_checkpoint *c;
     const cmoei_tensors *t;
+    const cmoei_folds *folds;
     cmoei_tape *tape;
     cmoe_error *err;
     cmoei_job jobs[CMOEI_JOBS];
@@ -48,7 +53,8 @@ typedef struct cmoei_loader {
 
 /* Packs every tensor, or takes what the tape has; m->d, share, format, layer array and info are set. */
 cmoe_status cmoei_model_fill(cmoe_model *m, const cmoe_model_options *o, const cmoe_checkpoint *c,
-                             const cmoei_tensors *t, cmoei_tape *tape, cmoe_error *err);
+                             const cmoei_tensors *t, const cmoei_folds *folds, cmoei_tape *tape,
+                             cmoe_error *err);
 
 /* What a matrix is made of: rows and, unless bias[0].source is NULL, biases. */
 typedef struct cmoei_recipe {

@@ -14,6 +14,8 @@ static void stacked_row(const void *user, int64_t e, int64_t n, float *row)
         const cmoei_piece *p = &j->pieces[i];
         if (n < p->rows.count) {
             cmoei_source_row(&p->source[e], p->rows.first + n, row);
+            cmoei_fold_row(j->folds, p->layer, p->role, p->first_expert + e, p->rows.first + n,
+                           row);
             return;
         }
         n -= p->rows.count;
@@ -122,7 +124,7 @@ cmoe_status cmoei_load_matrix(cmoei_loader *l, const cmoei_recipe *r, cmoe_matri
     CMOEI_TRY(put(l, *out));
     CMOE_ASSERT(l->count < CMOEI_JOBS && r->count <= CMOEI_PIECES);
     cmoei_job *j = &l->jobs[l->count++];
-    *j = (cmoei_job){.matrix = *out, .panels = (*out)->count * (*out)->panels};
+    *j = (cmoei_job){.matrix = *out, .folds = l->folds, .panels = (*out)->count * (*out)->panels};
     memcpy(j->pieces, r->rows, (size_t)r->count * sizeof *r->rows);
     return CMOE_OK;
 }

@@ -62,6 +62,15 @@ bool cmoei_match_name(const cmoei_decoder *d, const char *name, cmoei_match *m)
     return false;
 }
 
+bool cmoei_match_in(const cmoei_tensor_name *list, const char *name, cmoei_match *m)
+{
+    for (const cmoei_tensor_name *n = list; n->pattern; n++) {
+        *m = (cmoei_match){.role = n->role, .how = n->how, .layer = -1, .expert = -1};
+        if (fits(n->pattern, name, m)) return true;
+    }
+    return false;
+}
+
 static void fill(const char *pattern, const cmoei_match *m, char name[CMOEI_NAME])
 {
     size_t used = 0;

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "adapt.h"
 #include "keep.h"
 #include "load.h"
 #include "text.h"
@@ -45,6 +46,7 @@ typedef struct opened {
     cmoei_decoder d;
     cmoe_checkpoint *c;
     cmoei_tensors t;
+    cmoei_folds folds;
     cmoei_share share;
     int32_t format;
     cmoe_model_info info;
@@ -115,6 +117,7 @@ static cmoe_status apply_options(opened *x, const char *path, cmoe_error *err)
 
 static void close_all(opened *x)
 {
+    cmoei_folds_free(&x->folds);
     cmoei_tensors_free(&x->t, x->ctx);
     cmoe_checkpoint_free(x->c);
     cmoei_decoder_close(&x->d, x->ctx);
@@ -126,6 +129,8 @@ static cmoe_status open_parts(opened *x, const char *path, cmoe_error *err)
     CMOEI_TRY(apply_options(x, path, err));
     CMOEI_TRY(cmoe_checkpoint_open(&x->c, x->ctx, path, err));
     CMOEI_TRY(cmoei_tensors_resolve(&x->t, x->ctx, &x->d, x->c, err));
+    CMOEI_TRY(cmoei_folds_make(&x->folds, x->ctx, &x->d, x->o.adapters, x->o.adapter_scales,
+                               x->o.adapter_count, err));
     x->format = x->o.format;
     if (x->format == 0 && x->d.layers > 0)
         x->format = cmoei_tensor_of(&x->t, 0, CMOEI_Q)->dtype == CMOE_F32 ? CMOE_F32 : CMOE_BF16;
@@ -225,7 +230,8 @@ static cmoe_status play(cmoe_model *m, opened *x, cmoe_error *err)
 {
     cmoe_error why = {.size = sizeof why};
     cmoe_status status = cmoei_keep_play(m, &x->o, &why);
-    if (status == CMOE_OK) status = cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, &why);
+    if (status == CMOE_OK)
+        status = cmoei_model_fill(m, &x->o, x->c, &x->t, &x->folds, &m->tape, &why);
     if (status == CMOE_OK) status = cmoei_tape_end(&m->tape, &why);
     m->info.cached = status == CMOE_OK;
     if (status == CMOE_OK) return status;
@@ -242,11 +248,14 @@ static cmoe_status fill(cmoe_model *m, opened *x, cmoe_error *err)
 {
     cmoe_error why = {.size = sizeof why};
     m->tape.ctx = x->ctx;
-    if (!x->o.cache_dir) return cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, err);
+    /* Packed with adapters in them they are of no use to another load. */
+    if (!x->o.cache_dir || x->o.adapter_count > 0)
+        return cmoei_model_fill(m, &x->o, x->c, &x->t, &x->folds, &m->tape, err);
     CMOEI_TRY(cmoei_keep_open(m, &x->o, x->c, x->path, err));
     CMOEI_TRY(play(m, x, err));
     m->tape.records = !m->info.cached && !x->o.cache_read_only;
-    if (!m->info.cached) CMOEI_TRY(cmoei_model_fill(m, &x->o, x->c, &x->t, &m->tape, err));
+    if (!m->info.cached)
+        CMOEI_TRY(cmoei_model_fill(m, &x->o, x->c, &x->t, &x->folds, &m->tape, err));
     if (m->tape.records && x->o.cache_later) return CMOE_OK;
     const cmoe_status kept = cmoe_model_keep(m, x->o.progress, x->o.progress_user, &why);
     if (kept == CMOE_ERR_CANCELLED) return cmoei_fail(err, kept, "loading was cancelled");
@@ -262,6 +271,7 @@ static cmoe_status create(cmoe_model **out, opened *x, cmoe_error *err)
         .ctx = x->ctx, .d = x->d, .share = x->share, .format = x->format, .info = x->info};
     memset(&x->d, 0, sizeof x->d); /* the model owns what the decoder does */
     x->t.decoder = &m->d;
+    x->folds.d = &m->d;
     *out = m;
     const int64_t bytes = m->d.layers * (int64_t)sizeof *m->layer;
     CMOEI_TRY(cmoei_alloc(m->ctx, bytes, "layers", (void **)&m->layer, err));

@@ -19,6 +19,8 @@ typedef struct cmoei_match {
 /* The first pattern of the architecture that fits; false: none does.  Layers that the model does not
  * have are CMOEI_IGNORED, whatever they hold. */
 bool cmoei_match_name(const cmoei_decoder *d, const char *name, cmoei_match *m);
+/* The same for one list of patterns, whatever layers there are. */
+bool cmoei_match_in(const cmoei_tensor_name *list, const char *name, cmoei_match *m);
 /* The name that a role has in files, by the first pattern of it; false: it has none. */
 bool cmoei_match_fill(const cmoei_decoder *d, const cmoei_match *m, char name[CMOEI_NAME]);
 

@@ -16,6 +16,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "weights/sum.h"
+
 enum { PAGE = 4096, MAGIC_BYTES = 16, PATH_SIZE = 4096 };
 static const char magic[MAGIC_BYTES] = "cmoe tape 1\n";
 
@@ -30,53 +32,6 @@ typedef struct tape_entry {
     int64_t offset, bytes;
     uint64_t sum;
 } tape_entry;
-
-/* ---- sums ---------------------------------------------------------------------------------------- */
-
-/* Against accidents, not against enemies.  Eight chains, because one alone waits for its own
- * multiplication and is slower than memory. */
-enum { LANES = 8, WORDS = LANES * 8 };
-
-static void sum_begin(uint64_t lane[LANES])
-{
-    for (int i = 0; i < LANES; i++)
-        lane[i] = 0x9e3779b97f4a7c15u * (uint64_t)(i + 1);
-}
-
-/* A multiple of WORDS bytes. */
-static void sum_add(uint64_t lane[LANES], const char *p, int64_t bytes)
-{
-    uint64_t word[LANES], x[LANES];
-    memcpy(x, lane, sizeof x);
-    for (; bytes >= WORDS; bytes -= WORDS, p += WORDS) {
-        memcpy(word, p, sizeof word);
-        for (int i = 0; i < LANES; i++) {
-            x[i] = (x[i] ^ word[i]) * 0x2545f4914f6cdd1du;
-            x[i] ^= x[i] >> 32;
-        }
-    }
-    memcpy(lane, x, sizeof x);
-}
-
-/* The last bytes, of `total` in all. */
-static uint64_t sum_end(const uint64_t lane[LANES], const char *p, int64_t bytes, int64_t total)
-{
-    uint64_t sum = (uint64_t)total;
-    for (int i = 0; i < LANES; i++)
-        sum = (sum ^ lane[i]) * 0x2545f4914f6cdd1du;
-    for (; bytes > 0; bytes--, p++)
-        sum = (sum ^ (unsigned char)*p) * 0x2545f4914f6cdd1du;
-    return sum;
-}
-
-static uint64_t sum_of(const void *data, int64_t bytes)
-{
-    uint64_t lane[LANES];
-    const int64_t whole = bytes / WORDS * WORDS;
-    sum_begin(lane);
-    sum_add(lane, data, whole);
-    return sum_end(lane, (const char *)data + whole, bytes - whole, bytes);
-}
 
 static int64_t table_at(int64_t key_bytes)
 {
@@ -102,7 +57,7 @@ static const char *broken_index(const cmoei_tape *t, int64_t *end)
         !cmoei_mul(h->count, (int64_t)sizeof(tape_entry), end) ||
         !cmoei_add(*end, table_at(h->key_bytes), end) || *end > t->map_bytes)
         return "its table does not fit into it";
-    if (sum_of(t->map + head, *end - head) != h->sum)
+    if (cmoei_sum64(t->map + head, *end - head) != h->sum)
         return "its table has changed since it was written";
     return NULL;
 }
@@ -140,16 +95,16 @@ static bool same(verification *v, const tape_entry *e, bool asks)
     enum { STEP = 8 << 20 };
     const char *p = v->tape->map + e->offset;
     int64_t left = e->bytes;
-    uint64_t lane[LANES];
-    for (sum_begin(lane); left >= WORDS && !v->stopped;) {
-        const int64_t n = CMOEI_MIN(left, STEP) / WORDS * WORDS;
-        sum_add(lane, p, n);
+    cmoei_sum running;
+    for (cmoei_sum_begin(&running); left >= CMOEI_SUM_WORDS && !v->stopped;) {
+        const int64_t n = CMOEI_MIN(left, STEP) / CMOEI_SUM_WORDS * CMOEI_SUM_WORDS;
+        cmoei_sum_add(&running, p, n);
         p += n;
         left -= n;
         v->done += n;
         if (asks && v->stop(v->user, v->done, v->tape->map_bytes)) v->stopped = true;
     }
-    return v->stopped || sum_end(lane, p, left, e->bytes) == e->sum;
+    return v->stopped || cmoei_sum_end(&running, p, left, e->bytes) == e->sum;
 }
 
 static void verify(void *arg, cmoei_team *team, int32_t index, int32_t count)
@@ -304,13 +259,15 @@ static bool write_stretch(int fd, const cmoei_stretch *s, int64_t offset, const 
                           uint64_t *sum)
 {
     const char *p = s->data;
-    uint64_t lane[LANES];
-    sum_begin(lane);
+    cmoei_sum running;
+    cmoei_sum_begin(&running);
     for (int64_t done = 0, n; done < s->bytes; done += n) {
         n = CMOEI_MIN(s->bytes - done, 1 << 20);
-        const int64_t whole = n / WORDS * WORDS; /* all of it but for the last ones */
-        sum_add(lane, p + done, whole);
-        if (done + n == s->bytes) *sum = sum_end(lane, p + done + whole, n - whole, s->bytes);
+        const int64_t whole =
+            n / CMOEI_SUM_WORDS * CMOEI_SUM_WORDS; /* all of it but for the last ones */
+        cmoei_sum_add(&running, p + done, whole);
+        if (done + n == s->bytes)
+            *sum = cmoei_sum_end(&running, p + done + whole, n - whole, s->bytes);
         if (h->stop(h->user, offset + done, h->total)) {
             errno = ECANCELED;
             return false;
@@ -355,7 +312,7 @@ static bool write_tape(const cmoei_tape *t, int fd, char *index, int64_t index_b
         ok = write_stretch(fd, &t->list[i], e.offset, h, &e.sum);
         memcpy(table, &e, sizeof e);
     }
-    head.sum = sum_of(index + sizeof head, index_bytes - (int64_t)sizeof head);
+    head.sum = cmoei_sum64(index + sizeof head, index_bytes - (int64_t)sizeof head);
     memcpy(index, &head, sizeof head);
     return ok && write_all(fd, index, index_bytes, 0);
 }

@@ -90,6 +90,40 @@ cmoe_status cmoei_file_read(int fd, const char *shown, void *out, int64_t bytes,
     return CMOE_OK;
 }
 
+/* Data of a file that is open, on the disk. */
+static bool write_synced(int fd, const char *data, int64_t bytes)
+{
+    for (int64_t done = 0; done < bytes;) {
+        const ssize_t n =
+            pwrite(fd, data + done, (size_t)CMOEI_MIN(bytes - done, 1 << 30), (off_t)done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return false;
+        done += n;
+    }
+    return fsync(fd) == 0;
+}
+
+cmoe_status cmoei_file_write(const char *path, const void *data, int64_t bytes, cmoe_error *err)
+{
+    char part[4096];
+    const cmoei_path shown = cmoei_path_shown(path);
+    const int n = snprintf(part, sizeof part, "%s.%ld.tmp", path, (long)getpid());
+    if (n < 0 || n >= (int)sizeof part)
+        return cmoei_fail(err, CMOE_ERR_IO, "%s: the path is too long", shown.text);
+    const int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
+    bool ok = fd >= 0 && write_synced(fd, data, bytes);
+    int why = errno;
+    if (fd >= 0) close(fd);
+    if (ok) {
+        ok = rename(part, path) == 0;
+        why = errno;
+    }
+    if (ok) return CMOE_OK;
+    if (fd >= 0) unlink(part);
+    return cmoei_fail(err, CMOE_ERR_IO, "%s: cannot be written: %s", shown.text,
+                      cmoei_errno_text(why).text);
+}
+
 static cmoe_status read_header(cmoei_file *f, cmoe_ctx *ctx, const char *shown, cmoe_error *err)
 {
     char first[8];

@@ -37,6 +37,10 @@ cmoe_status cmoei_file_open(int folder, const char *path, const char *shown, con
 cmoe_status cmoei_file_read(int fd, const char *shown, void *out, int64_t bytes, int64_t offset,
                             cmoe_error *err);
 
+/* Writes a small file, whole or not at all: under another name beside its own, synced, then renamed.
+ * Paths of up to 4000 bytes. */
+cmoe_status cmoei_file_write(const char *path, const void *data, int64_t bytes, cmoe_error *err);
+
 /* Fills all but `name`.  On error everything is closed again. */
 cmoe_status cmoei_file_map(cmoei_file *f, cmoe_ctx *ctx, int folder, const char *path,
                            const char *shown, const char *why, cmoe_error *err);

@@ -18,12 +18,17 @@
 #include "checkpoint.h"
 #include "file.h"
 #include "json.h"
+#include "write.h"
+
+const char cmoei_later[] = "later";
 
 typedef struct writer {
     cmoe_ctx *ctx; /* for its memory */
     const cmoe_view *tensors;
     int64_t count;
     const char *const *metadata;
+    cmoei_later_fn later;
+    void *user;
     int32_t *order; /* [count] as they are written */
     cmoe_error *err;
 
@@ -259,6 +264,22 @@ static cmoe_status put_header(writer *w)
     return CMOE_OK;
 }
 
+void cmoei_sink_put(cmoei_sink *sink, const void *data, int64_t bytes)
+{
+    send((writer *)sink, data, bytes);
+}
+
+/* A tensor that is made now: as many bytes as its view says. */
+static cmoe_status send_later(writer *w, int64_t i)
+{
+    const int64_t end = w->at + bytes_of(&w->tensors[i]);
+    CMOEI_TRY(w->later(w->user, i, (cmoei_sink *)w, w->err));
+    if (w->status == CMOE_OK && w->at != end)
+        w->status = cmoei_fail(w->err, CMOE_ERR_INTERNAL, "%s: %lld bytes too many or few",
+                               w->tensors[i].name, (long long)(w->at - end));
+    return w->status;
+}
+
 static cmoe_status write_all(writer *w, int64_t length)
 {
     char size[8];
@@ -269,7 +290,10 @@ static cmoe_status write_all(writer *w, int64_t length)
     flush(w);
     for (int64_t i = 0; i < w->count; i++) {
         const cmoe_view *v = &w->tensors[w->order[i]];
-        send(w, v->data, bytes_of(v));
+        if (v->data == cmoei_later)
+            CMOEI_TRY(send_later(w, w->order[i]));
+        else
+            send(w, v->data, bytes_of(v));
     }
     if (w->status == CMOE_OK && fsync(w->fd) != 0)
         w->status = cmoei_fail(w->err, CMOE_ERR_IO, "%s: cannot be synced: %s", w->shown,
@@ -357,6 +381,13 @@ static cmoe_status with_memory(writer *w, const char *path)
 cmoe_status cmoe_safetensors_write(const char *path, const cmoe_view *tensors, int64_t count,
                                    const char *const *metadata, cmoe_error *err)
 {
+    return cmoei_safetensors_write(path, tensors, count, metadata, NULL, NULL, err);
+}
+
+cmoe_status cmoei_safetensors_write(const char *path, const cmoe_view *tensors, int64_t count,
+                                    const char *const *metadata, cmoei_later_fn later, void *user,
+                                    cmoe_error *err)
+{
     if (!path || (!tensors && count > 0))
         return cmoei_fail(err, CMOE_ERR_ARG, "%s is NULL", path ? "tensors" : "path");
     if (count < 0 || count > INT32_MAX)
@@ -370,6 +401,8 @@ cmoe_status cmoe_safetensors_write(const char *path, const cmoe_view *tensors, i
     writer w = {.tensors = tensors,
                 .count = count,
                 .metadata = metadata,
+                .later = later,
+                .user = user,
                 .err = err,
                 .fd = -1,
                 .shown = shown.text};

@@ -76,6 +76,15 @@ bool run_open_kept(run_model *m, const char *folder, const char *cache_dir, int3
     return open_with(m, folder, &c, &o, err);
 }
 
+bool run_open_options(run_model *m, const char *folder, int32_t threads,
+                      const cmoe_model_options *o, cmoe_error *err)
+{
+    cmoe_ctx_options c;
+    cmoe_ctx_options_default(&c, sizeof c);
+    c.threads = threads;
+    return open_with(m, folder, &c, o, err);
+}
+
 void run_close(run_model *m)
 {
     if (m->model) cmoe_model_free(m->model);

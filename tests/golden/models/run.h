@@ -30,6 +30,9 @@ bool run_open(run_model *m, const char *folder, int32_t threads, const char *isa
 /* One thread, packed weights kept in `cache_dir`; what is said to the log is counted in *said. */
 bool run_open_kept(run_model *m, const char *folder, const char *cache_dir, int32_t format,
                    int *said, cmoe_error *err);
+/* With options of the test's own. */
+bool run_open_options(run_model *m, const char *folder, int32_t threads,
+                      const cmoe_model_options *o, cmoe_error *err);
 void run_close(run_model *m); /* also one that did not open */
 
 /* ---- routing --------------------------------------------------------------------------------- */
