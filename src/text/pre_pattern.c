@@ -565,6 +565,8 @@ static cmoe_status compile(compiler *c, cmoei_pattern *p, const cmoei_buffer *te
                       PCRE2_MULTILINE | PCRE2_NEVER_UTF | PCRE2_NEVER_UCP | PCRE2_NEVER_BACKSLASH_C,
                       &code, &offset, context);
     pcre2_compile_context_free(context);
+    if (!p->code && code == PCRE2_ERROR_HEAP_FAILED)
+        return cmoei_fail(c->err, CMOE_ERR_MEMORY, "%s: no memory for the pattern", c->what);
     if (!p->code) {
         const mark *m = (const void *)c->marks.data;
         int64_t at = 0;

@@ -9,6 +9,8 @@
 
 #include "unicode.h"
 
+extern const char cmoei_gpt2_pattern[]; /* what ByteLevel cuts by; tokenizer_steps.c */
+
 /* Immutable once compiled. */
 typedef struct cmoei_pattern {
     cmoe_ctx *ctx;

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "text/jinja.h"
+#include "text/template.h"
 
 enum {
     FILE_MOST = 64 << 20,    /* bytes of a template or of a configuration */
@@ -81,6 +82,11 @@ void cmoe_template_free(cmoe_template *t)
     e.chunks = t->chunks;
     cmoei_jj_env_close(&e);
     cmoei_free(t->ctx, t, (int64_t)sizeof *t);
+}
+
+cmoe_ctx *cmoei_template_ctx(const cmoe_template *t)
+{
+    return t->ctx;
 }
 
 /* ---- files ----------------------------------------------------------------------------------- */

@@ -125,7 +125,7 @@ cmoe_status cmoei_load_normalizers(cmoei_loader *l, const json_t *value)
 
 /* ---- pre_tokenizer ------------------------------------------------------------------------------- */
 
-static const char gpt2[] =
+const char cmoei_gpt2_pattern[] =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 static cmoe_status compile(cmoei_loader *l, const cmoei_place *at, cmoei_pre *p, cmoei_text source)
@@ -211,7 +211,7 @@ static cmoe_status load_byte_level(cmoei_loader *l, const cmoei_place *at, const
     if (t->pres == CMOEI_TOKENIZER_STEPS) return full(l, at);
     p = &t->pre[t->pres++];
     *p = (cmoei_pre){.kind = CMOEI_PRE_SPLIT, .keep_match = true, .keep_rest = true};
-    return compile(l, at, p, (cmoei_text){gpt2, (int64_t)sizeof gpt2 - 1});
+    return compile(l, at, p, (cmoei_text){cmoei_gpt2_pattern, (int64_t)strlen(cmoei_gpt2_pattern)});
 }
 
 static cmoe_status load_pre(cmoei_loader *l, const cmoei_place *at, const json_t *step)
