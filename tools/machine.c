@@ -139,6 +139,19 @@ static void read_memory(machine *m)
     limit_to_cgroups(m);
 }
 
+int64_t machine_peak_bytes(void)
+{
+    char line[256];
+    const char *v;
+    int64_t bytes = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f)) {
+        if ((v = value_of(line, "VmHWM"))) bytes = atoll(v) * 1024;
+    }
+    if (f) fclose(f);
+    return bytes;
+}
+
 static void read_huge_pages(machine *m)
 {
     char line[64];
@@ -170,11 +183,18 @@ void machine_read(machine *m)
 
 int session_open(tool_session *s, const common_options *o)
 {
+    const cmoe_allocator usual = {0};
+    return session_open_with(s, o, &usual);
+}
+
+int session_open_with(tool_session *s, const common_options *o, const cmoe_allocator *memory)
+{
     cmoe_error err = {.size = sizeof err};
     cmoe_ctx_options c;
     *s = (tool_session){0};
     cmoe_ctx_options_default(&c, sizeof c);
     c.threads = (int32_t)o->threads;
+    c.allocator = *memory;
     if (!o->quiet) c.log = report_warning;
     if (o->isa) {
         cmoe_status status = cmoe_isa_mask(o->isa, &c.isa_mask, &err);

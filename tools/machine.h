@@ -21,6 +21,9 @@ typedef struct machine {
 
 void machine_read(machine *m);
 
+/* The most memory that this process had at once; 0: not known. */
+int64_t machine_peak_bytes(void);
+
 /* A context and a stream as --threads and --isa ask for. */
 typedef struct tool_session {
     cmoe_ctx *ctx;
@@ -28,6 +31,8 @@ typedef struct tool_session {
 } tool_session;
 
 int session_open(tool_session *s, const common_options *o);
+/* With memory from somewhere else than the C library. */
+int session_open_with(tool_session *s, const common_options *o, const cmoe_allocator *memory);
 void session_close(tool_session *s);
 
 /* Name of the highest level whose features are all there: "avx512_vnni". */

@@ -29,8 +29,12 @@ static const verb verbs[] = {
     {&eval_verb, eval_main},
     {&tokenize_verb, tokenize_main},
     {&render_verb, render_main},
+    {&train_verb, train_main},
+    {&finetune_verb, finetune_main},
+    {&merge_verb, merge_main},
     {&bench_layer_verb, bench_layer_main},
     {&bench_model_verb, bench_model_main},
+    {&bench_train_verb, bench_train_main},
     {&doctor_verb, doctor_main},
     {&demo_verb, demo_main},
 };

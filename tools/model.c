@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "adapters.h"
 #include "cmoe/weights.h"
 #include "crew.h"
 #include "files.h"
@@ -146,13 +147,19 @@ static cmoe_model_options options_of(const model_flags *flags, int32_t format)
     return o;
 }
 
-int model_plan(const tool_session *session, const model_flags *flags, int32_t format,
-               cmoe_model_info *info)
+static void use_adapters(cmoe_model_options *o, const adapters *a)
+{
+    o->adapters = a->list;
+    o->adapter_scales = a->scales;
+    o->adapter_count = a->n;
+}
+
+static int plan_with(const tool_session *session, const model_flags *flags, int32_t format,
+                     const adapters *a, cmoe_model_info *info)
 {
     cmoe_error err = {.size = sizeof err};
     cmoe_model_options o = options_of(flags, format);
-    const int bad = model_check_path(flags->path);
-    if (bad) return bad;
+    use_adapters(&o, a);
     /* With the model's own context first: only then is it known whether --context is too long. */
     o.context = 0;
     *info = (cmoe_model_info){.size = sizeof *info};
@@ -167,6 +174,18 @@ int model_plan(const tool_session *session, const model_flags *flags, int32_t fo
     *info = (cmoe_model_info){.size = sizeof *info};
     status = cmoe_model_plan(session->ctx, flags->path, &o, info, &err);
     return model_fail(status, flags->path, &err);
+}
+
+int model_plan(const tool_session *session, const model_flags *flags, int32_t format,
+               cmoe_model_info *info)
+{
+    adapters a;
+    int status = model_check_path(flags->path);
+    if (status) return status;
+    status = adapters_open(&a, session->ctx, &flags->adapters);
+    if (status == 0) status = plan_with(session, flags, format, &a, info);
+    adapters_close(&a);
+    return status;
 }
 
 bool model_can_be(const tool_session *session, const model_flags *flags, int32_t format)
@@ -298,7 +317,13 @@ int model_load(const tool_session *session, const model_flags *flags,
     o.memory_limit = limit;
     o.progress = on_progress;
     o.progress_user = &l;
-    const cmoe_status status = cmoe_model_load(out, session->ctx, flags->path, &o, &err);
+    adapters a;
+    const int unread = adapters_open(&a, session->ctx, &flags->adapters);
+    use_adapters(&o, &a);
+    const cmoe_status status =
+        unread ? CMOE_OK : cmoe_model_load(out, session->ctx, flags->path, &o, &err);
+    adapters_close(&a);
+    if (unread) return unread;
     report_progress(quiet, "%s", "");
     if (status == CMOE_ERR_CANCELLED) return report_fail(EXIT_CANCELLED, flags->path, "cancelled");
     return model_fail(status, flags->path, &err);

@@ -15,6 +15,7 @@
 typedef struct model_flags {
     const char *path, *dtype, *cache_dir;
     int64_t context, block_length;
+    option_texts adapters;
 } model_flags;
 
 /* Words for --dtype that work, and those that a later version will take. */
@@ -46,6 +47,13 @@ extern const char *const model_dtypes[], *const model_dtypes_later[];
          .help = "keep packed weights there, so that the next start takes no time; none: do not; " \
                  "user: in the user's cache directory, if the disk has room for four times as "    \
                  "much"},                                                                          \
+        {.name = "adapter",                                                                        \
+         .group = "Model",                                                                         \
+         .argument = "DIR[:SCALE]",                                                                \
+         .type = OPTION_TEXTS,                                                                     \
+         .offset = offsetof(owner, model.adapters),                                                \
+         .help = "an adapter as PEFT saves it, folded into the weights, times SCALE; may be "      \
+                 "given several times"},                                                           \
     {                                                                                              \
         .name = "context", .group = "Model", .argument = "N", .type = OPTION_INT,                  \
         .offset = offsetof(owner, model.context), .most = 1099511627776.0, .initial = "0",         \

@@ -95,6 +95,7 @@ static void accepted(const option *o, char *text, size_t size)
         break;
     case OPTION_FLAG:
     case OPTION_TEXT:
+    case OPTION_TEXTS:
         snprintf(text, size, "%s", o->argument ? o->argument : "no value");
         break;
     }
@@ -211,6 +212,13 @@ static int read_choice(const option *o, const char *value, const char **out)
     return bad_value(o, value, "is unknown");
 }
 
+static int add_text(const option *o, const char *value, option_texts *out)
+{
+    if (out->n == OPTION_TEXTS_MAX) return bad_value(o, value, "is one of more than 16");
+    out->v[out->n++] = value;
+    return 0;
+}
+
 static int set_value(const option *o, const char *value, void *values)
 {
     void *field = (char *)values + o->offset;
@@ -235,6 +243,8 @@ static int set_value(const option *o, const char *value, void *values)
     case OPTION_TEXT:
         *(const char **)field = value;
         return 0;
+    case OPTION_TEXTS:
+        return add_text(o, value, field);
     case OPTION_CHOICE:
         return read_choice(o, value, field);
     }
@@ -352,7 +362,8 @@ void options_wrap(FILE *to, const char *text, int indent, int column)
 void options_about(const option *o, char *text, size_t size)
 {
     size_t used = (size_t)snprintf(text, size, "%s", o->help);
-    if (o->type != OPTION_FLAG && o->type != OPTION_TEXT && o->type != OPTION_LIST) {
+    if (o->type != OPTION_FLAG && o->type != OPTION_TEXT && o->type != OPTION_TEXTS &&
+        o->type != OPTION_LIST) {
         char want[256];
         accepted(o, want, sizeof want);
         used += (size_t)snprintf(text + used, size - used, "; %s", want);

@@ -20,6 +20,7 @@ typedef enum option_type {
     OPTION_LIST, /* option_list, likewise, of any length, or @FILE; the range is the verb's affair */
     OPTION_FLOAT,  /* double */
     OPTION_TEXT,   /* const char * */
+    OPTION_TEXTS,  /* option_texts: the flag may be given several times */
     OPTION_CHOICE, /* const char *, one of `choices` */
 } option_type;
 
@@ -27,6 +28,12 @@ enum { OPTION_INTS_MAX = 64 };
 typedef struct option_ints {
     int64_t n, v[OPTION_INTS_MAX];
 } option_ints;
+
+enum { OPTION_TEXTS_MAX = 16 };
+typedef struct option_texts {
+    int64_t n;
+    const char *v[OPTION_TEXTS_MAX];
+} option_texts;
 
 /* Of any length; v is the verb's, freed by free(). */
 typedef struct option_list {

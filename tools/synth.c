@@ -168,6 +168,18 @@ int synth_experts(const synth *s, int64_t copy, const tool_session *session, cmo
     return status;
 }
 
+int synth_matrix(const synth *s, int64_t copy, int which, const tool_session *session, void **data)
+{
+    cmoe_view w, scale;
+    const bool made = make_weights(s, copy, which, session, &w, &scale);
+    *data = (void *)w.data;
+    if (made) return 0;
+    free(*data);
+    *data = NULL;
+    return report_fail(EXIT_MEMORY, "weights", "%lld bytes could not be allocated",
+                       (long long)synth_weight_bytes(s, s->experts));
+}
+
 /* ---- tokens and routings --------------------------------------------------------------------- */
 
 typedef struct fill_work {

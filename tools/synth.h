@@ -37,6 +37,9 @@ int64_t synth_weight_bytes(const synth *s, int64_t experts);
  * after an error line. */
 int synth_experts(const synth *s, int64_t copy, const tool_session *session, cmoe_experts **out);
 
+/* One matrix of all experts, in f32 or bf16: *data is freed by free(). */
+int synth_matrix(const synth *s, int64_t copy, int which, const tool_session *session, void **data);
+
 /* Tokens x [count, H] in synth_x_dtype: bf16 for bf16, else f32.  Freed by free(). */
 int32_t synth_x_dtype(const synth *s);
 int synth_tokens(const synth *s, int64_t count, const tool_session *session, void **x);

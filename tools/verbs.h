@@ -11,7 +11,8 @@
 extern const option_verb generate_verb, chat_verb, inspect_verb, plan_verb;
 extern const option_verb experts_verb, logits_verb, eval_verb, tokenize_verb;
 extern const option_verb render_verb, bench_layer_verb, bench_model_verb, doctor_verb;
-extern const option_verb demo_verb;
+extern const option_verb demo_verb, train_verb, finetune_verb, merge_verb;
+extern const option_verb bench_train_verb;
 int generate_main(int argc, char **argv);
 int chat_main(int argc, char **argv);
 int inspect_main(int argc, char **argv);
@@ -23,7 +24,11 @@ int tokenize_main(int argc, char **argv);
 int render_main(int argc, char **argv);
 int bench_layer_main(int argc, char **argv);
 int bench_model_main(int argc, char **argv);
+int bench_train_main(int argc, char **argv);
 int doctor_main(int argc, char **argv);
+int merge_main(int argc, char **argv);
 int demo_main(int argc, char **argv);
+int train_main(int argc, char **argv);
+int finetune_main(int argc, char **argv);
 
 #endif

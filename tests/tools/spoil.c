@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * spoil.c - preloaded before libcmoe: every layer gives one slightly wrong number, in the last
- * element of its output.  bench, doctor and demo must all notice.
+ * element of its output, and on the way back in that of one gradient.  bench, doctor and demo must all
+ * notice.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* RTLD_NEXT */
@@ -9,7 +10,7 @@
 #include <dlfcn.h>
 #include <string.h>
 
-#include "cmoe/experts.h"
+#include "cmoe/layer.h"
 
 typedef cmoe_status (*run_fn)(cmoe_stream *, const cmoe_experts *, cmoe_view, cmoe_view, cmoe_view,
                               cmoe_view, cmoe_view_mut, cmoe_arena *, cmoe_error *);
@@ -46,5 +47,29 @@ CMOE_API cmoe_status cmoe_experts_run(cmoe_stream *s, const cmoe_experts *expert
     memcpy(&real, &symbol, sizeof real);
     const cmoe_status status = real(s, experts, x, ids, weights, shared, out, scratch, err);
     if (status == CMOE_OK) spoil_last(out);
+    return status;
+}
+
+typedef cmoe_status (*backward_fn)(cmoe_stream *, const cmoe_layer_train *, const cmoe_saved *,
+                                   cmoe_view, cmoe_view, const cmoe_units *,
+                                   const cmoe_layer_gradients *, cmoe_arena *, cmoe_error *);
+
+/* By 1, where float32 and bf16 are off by far less. */
+CMOE_API cmoe_status cmoe_layer_backward(cmoe_stream *s, const cmoe_layer_train *l,
+                                         const cmoe_saved *saved, cmoe_view x, cmoe_view dout,
+                                         const cmoe_units *units, const cmoe_layer_gradients *g,
+                                         cmoe_arena *scratch, cmoe_error *err)
+{
+    void *const symbol = dlsym(RTLD_NEXT, "cmoe_layer_backward");
+    backward_fn real;
+    float f;
+    memcpy(&real, &symbol, sizeof real);
+    const cmoe_status status = real(s, l, saved, x, dout, units, g, scratch, err);
+    if (status != CMOE_OK) return status;
+    const cmoe_view_mut w2 = g->w2->w;
+    char *at = (char *)w2.data + (w2.dims[0] * w2.dims[1] * w2.dims[2] - 1) * (int64_t)sizeof f;
+    memcpy(&f, at, sizeof f);
+    f += f < 0 ? -1.0f : 1.0f;
+    memcpy(at, &f, sizeof f);
     return status;
 }

@@ -28,6 +28,34 @@ RESULT = set(
     "hidden inter experts topk tokens dtype threads device variant us_median us_min gflops gbps of_limit "
     "experts_hit bytes ops read_gbps_before read_gbps_after spread cached".split()
 )
+TRAINED = set(
+    "hidden inter experts topk tokens dtype units threads repeat us_forward us_backward us_median us_min gflops "
+    "of_limit spread peak_rss_mb".split()
+)
+STEPS = set(
+    "config type parameters active units sequences length tokens dtype optimizer threads repeat ms_median ms_min "
+    "spread tokens_per_second loss peak_rss_mb".split()
+)
+CONFIG = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "hidden_act": "silu",
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
 passed = failed = 0
 
 
@@ -74,7 +102,7 @@ def loads(args):
 
 def help_texts():
     verbs = ["inspect", "plan", "logits", "bench layer", "doctor", "demo", "generate", "chat", "tokenize", "render"]
-    verbs += ["eval", "experts", "bench model"]
+    verbs += ["eval", "experts", "bench model", "bench train"]
     top = succeeds(["--help"])
     check(top == succeeds(["help"]), "help", "`cmoe help` is not `cmoe --help`")
     texts = {"": top}
@@ -141,6 +169,7 @@ def pages(texts):
         for words, want in (
             (["cmoe", "gen"], "generate"),
             (["cmoe", "bench", "m"], "model"),
+            (["cmoe", "bench", "t"], "train"),
             (["cmoe", "bench", "model", "--prompt-t"], "--prompt-tokens"),
             (["cmoe", "generate", "M", "--remasking", "seq"], "sequential"),
         ):
@@ -245,6 +274,56 @@ def bench(levels):
     check(all(len(line) <= 80 for line in table), "table fits 80 columns", table)
 
 
+def bench_train():
+    verb = ["bench", "train"]
+    for dtype in ("f32", "bf16"):
+        args = [*verb, *TINY, "--tokens", "1,40", "--units", "4", "--repeat", "5", "--dtype", dtype, "--json"]
+        j = loads(args)
+        what = " ".join(args)
+        check(set(j) == {"machine", "limits", "results"}, what, sorted(j))
+        check([r["tokens"] for r in j["results"]] == [1, 40], what, "points")
+        for r in j["results"]:
+            check(set(r) == TRAINED, what, sorted(set(r) ^ TRAINED))
+            gflops = 18 * r["hidden"] * r["inter"] * r["topk"] * r["tokens"] / r["us_median"] / 1e3
+            check(abs(r["gflops"] - gflops) <= 1e-3 * gflops, what, r)
+            check(abs(r["of_limit"] * j["limits"]["gflops"]["f32"] - gflops) <= 1e-3 * gflops, what, r)
+            check(0 < r["us_min"] <= r["us_median"] and r["us_forward"] > 0 and r["us_backward"] > 0, what, r)
+            check(1 < r["peak_rss_mb"] < 4096 and r["spread"] >= 0, what, r)
+    # The check before the clock knows odd sizes, one expert a token, and all of them.
+    odd = "--hidden 33 --inter 17 --experts 3 --tokens 2,7 --repeat 5 --seed 5 --topk".split()
+    for topk in "13":
+        table = succeeds([*verb, *odd, topk]).splitlines()
+        check(re.match(r" tokens +forward us +backward us", table[-3]), "bench train: table", table)
+        check(all(len(line) <= 80 for line in table), "bench train fits 80 columns", table)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "config.json")
+        with open(path, "w") as f:
+            json.dump(CONFIG, f)
+        steps = ["--units", "2", "--length", "16", "--repeat", "5"]
+        for config, more in ((path, []), (folder, ["--dtype", "bf16", "--optimizer", "muon"])):
+            j = loads([*verb, config, *steps, *more, "--json"])
+            r = j["results"][0]
+            check(set(r) == STEPS, "bench train CONFIG", sorted(set(r) ^ STEPS))
+            check((r["tokens"], r["type"], r["repeat"]) == (32, "qwen3_moe", 5), "bench train CONFIG", r)
+            check(0 < r["ms_min"] <= r["ms_median"] and 0 < r["active"] < r["parameters"], "bench train CONFIG", r)
+            speed = r["tokens"] / r["ms_median"] * 1e3
+            check(abs(r["tokens_per_second"] - speed) <= 1e-3 * speed, "bench train CONFIG", r)
+        check("tokens/s" in succeeds([*verb, path, *steps]), "bench train CONFIG: table")
+        fails(2, [*verb, path, "--tokens", "4"], "--tokens: means nothing with CONFIG")
+        fails(2, [*verb, path, "--length", "99"], "length = 99, want at most 64")
+        with open(path, "w") as f:
+            f.write("{")
+        fails(3, [*verb, path, *steps], path)
+        fails(3, [*verb, path + "x"], "want a config.json")
+    fails(2, verb, "--hidden: is needed without CONFIG, want 1 to 65536")
+    fails(2, [*verb, *TINY, "--tokens", "4", "--topk", "9"], '--topk: "9" is out of range, want 1 to 8 (--experts)')
+    fails(2, [*verb, *TINY, "--tokens", "4", "--units", "3"], '--units: "3" is not a power of two, or 0')
+    fails(2, [*verb, *TINY, "--tokens", "4", "--repeat", "4"], '--repeat: "4" is out of range, want 5 to')
+    fails(2, [*verb, *TINY, "--tokens", "4", "--length", "8"], "--length: means nothing without CONFIG")
+    huge = "--hidden 65536 --inter 65536 --experts 4096 --topk 2 --tokens 1".split()
+    fails(4, [*verb, *huge], "memory: ", "GB are free")
+
+
 def doctor():
     j = loads(["doctor", "--json"])
     check(set(j) == {"machine", "limits", "variants", "libraries", "checks", "ok"}, "doctor", sorted(j))
@@ -319,6 +398,8 @@ def wrong_numbers():
     asan = ":".join(filter(None, [os.environ.get("ASAN_OPTIONS"), "verify_asan_link_order=0"]))
     env = {**os.environ, "LD_PRELOAD": SPOIL, "ASAN_OPTIONS": asan}
     cases = [(["bench", "layer", *TINY, *FAST, "--tokens", "3", "--dtype", d], "wrong result") for d in BYTES]
+    train = ["bench", "train", *TINY, "--tokens", "3", "--dtype"]
+    cases += [([*train, d], "wrong result") for d in ("f32", "bf16")]
     for args, what in [*cases, (["doctor"], "doctor"), (["doctor", "--json"], "doctor"), (["demo", "--quick"], "demo")]:
         p = run(*args, env=env)
         name = "spoiled: cmoe " + " ".join(args)
@@ -336,6 +417,7 @@ def main():
     bad_flags()
     levels = doctor()
     bench(levels)
+    bench_train()
     demo()
     terminal()
     outside_trouble()
