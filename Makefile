@@ -28,8 +28,12 @@ $(BUILD)/CTestTestfile.cmake: | deps
 deps: ## install what is missing, with apt-get; asks once on a terminal
 	@scripts/deps.sh
 
-run: all ## the main job: one layer's routing, its timing, and its share of the machine's limit
-	@$(BUILD)/cmoe demo
+run: all ## the main job: the model that ships writes a scene, and says how fast
+	@printf 'ROMEO:'
+	@$(BUILD)/cmoe generate models/shakespeare-moe --prompt "ROMEO:" --max-tokens 300 --seed 1 --cache-dir none
+	@printf '\nNext:\n  build/cmoe chat MODEL          talk with a model from your disk\n%s\n%s\n' \
+	  '  build/cmoe train --help        how this one was made: models/shakespeare-moe/README.md' \
+	  '  build/cmoe demo                one layer: routing, proofs, share of the machine'"'"'s limit'
 
 test: all ## every test that needs no GPU and no network (LABEL=threads: only those)
 	@$(RUN) --exclude large $(if $(LABEL),--label $(LABEL))
@@ -40,8 +44,8 @@ check-bits: all ## the same bits over batches, positions, threads, addresses, IS
 test-golden: all ## against values from transformers, and from numpy in float64
 	@$(RUN) --label golden --show
 
-test-grad: deps ## gradients against finite differences
-	@echo "test-grad: 0 passed, 0 failed (no backward kernels yet)"
+test-grad: all ## gradients against finite differences
+	@$(RUN) --label grad --show
 
 test-dist: deps ## 1, 2 and 4 ranks: the same bits as one
 	@echo "test-dist: 0 passed, 0 failed (no communicator but the local one yet)"
